@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up a fresh machine by themselves: Python 3.11 or newer and a network are enough.
+# TORCH chooses the build of PyTorch, e.g. `make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(READY)
+	$(VENV)/bin/pureebm demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m "slow and not gpu"
+
+lint: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet $(TORCH)
+	$(VENV)/bin/pip install --quiet -e '.[dev]'
+	touch $@

@@ -1,0 +1,98 @@
+"""`pureebm purify`: an untrusted image set goes in, the same set comes out purified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pureebm.cli import options
+from pureebm.cli.options import DEFAULT_MODEL, emit, say
+from pureebm.cli.progress import duration, show_progress, stop_on_signals
+
+if TYPE_CHECKING:
+    from pureebm.purify.job import Plan, RunRecord
+
+app = typer.Typer()
+
+
+@app.command()
+def purify(
+    source: options.Source,
+    target: Annotated[Path, typer.Argument(help="Where the purified set goes; must not exist.", show_default=False)],
+    model: options.Model = DEFAULT_MODEL,
+    steps: options.Steps = None,
+    step_size: options.StepSize = None,
+    temperature: options.Temperature = None,
+    sampler: options.Sampler = "default",
+    noise: options.NoiseScale = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    batch_size: options.BatchSize = "auto",
+    limit: options.Limit = None,
+    on_error: options.OnError = "skip",
+    shard: options.Shard = "0/1",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET, or an unfinished run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    threads: options.Threads = None,
+    json_: options.Json = False,
+) -> None:
+    """Purify an image set: the same set comes out, harmless.
+
+    TARGET gets the kind, names, labels and order of SOURCE, and beside them a manifest, a run record and a report.
+    Killed at any moment and repeated, the same command goes on where it was. Steps, step size and temperature come
+    from the model unless given here.
+    """
+    batch, part, place = options.parse_batch_size(batch_size), options.parse_shard(shard), options.parse_device(device)
+    options.use_threads(threads)
+    from pureebm.energy.weights import load_model
+    from pureebm.purify.job import JobConfig, plan, run
+
+    config = JobConfig(
+        seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch
+    )
+    loaded = load_model(model, device=place)
+    settings = options.langevin_config(
+        loaded, sampler=sampler, steps=steps, step_size=step_size, temperature=temperature, noise=noise
+    )
+    stage = options.langevin_stage(loaded, settings, device=place, precision=precision)
+    if dry_run:
+        planned = plan(source, target, stage, config)
+        return emit(planned.to_json()) if json_ else _say_plan(planned)
+    with stop_on_signals() as stop, show_progress() as progress:
+        record = run(source, target, stage, config, progress=progress, stop=stop)
+    report = _report_path(record)
+    emit(record.to_json() | {"report": report and str(report)}) if json_ else _say_record(record, report)
+    raise typer.Exit(record.exit_code)
+
+
+def _say_plan(plan: Plan) -> None:
+    done = f", {plan.images_done:,} of them done" if plan.images_done else ""
+    say(f"{plan.images:,} images{done} -> {plan.target}")
+    say(f"batches of {plan.batch_shape[0]} x 3 x {plan.batch_shape[2]} x {plan.batch_shape[3]}")
+    if plan.images_per_second is not None and plan.seconds is not None:
+        say(f"about {duration(plan.seconds)} at {plan.images_per_second:,.1f} images/s, as measured on one batch")
+    say(f"at most {plan.bytes_needed / 1e6:,.1f} MB on disk, {plan.bytes_free / 1e6:,.0f} MB free")
+    say("dry run: nothing was written")
+
+
+def _report_path(record: RunRecord) -> Path | None:
+    """Where the report stands; None while other shards are missing."""
+    from pureebm.purify.manifest import REPORT_NAME
+    from pureebm.purify.workplace import side_folder
+
+    target = Path(record.target)
+    return side_folder(target, target.is_file()) / REPORT_NAME if record.status == "complete" else None
+
+
+def _say_record(record: RunRecord, report: Path | None) -> None:
+    counts = ", ".join(f"{count:,} {name}" for name, count in record.counts.items() if count and name != "total")
+    say(f"{record.counts['total']:,} images: {counts}")
+    for warning in record.warnings:
+        say(f"Warning: {warning}")
+    if report is None:
+        return say("this shard is done; the target appears when the others are")
+    say(f"{duration(record.seconds['total'])} at {record.images_per_second:,.1f} images/s -> {record.target}")
+    say(f"report: {report}")

@@ -1,0 +1,176 @@
+"""Energy networks on disk: safetensors for the weights, a JSON card beside it for everything else.
+
+A card says what the weights are ("architecture" and "config" rebuild the network), how they were made and
+measured, which sampler they want ("sampler"), and the "sha256" of the weights file. Nothing is unpickled
+and no code comes from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pureebm.energy.networks import LocalEnergy, SNGANEnergy
+from pureebm.errors import ModelError
+from pureebm.types import JSON
+
+DEFAULT_MODEL = "local-32"
+
+ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy]] = MappingProxyType(
+    {"sngan": SNGANEnergy, "local": LocalEnergy}
+)
+
+MODELS: Mapping[str, str] = MappingProxyType(
+    {
+        "local-32": "light network for CPUs, trained on Tiny-ImageNet at 32 px; the default",
+    }
+)
+"""Bundled weights: name -> one line about them. The file is `energy/models/NAME.safetensors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """An energy ready to use: in eval mode, without parameter gradients."""
+
+    name: str
+    energy: nn.Module
+    card: JSON
+    sha256: str
+
+
+def bundled_path(name: str) -> Path:
+    """The weights file of a bundled model; its card has the suffix .json."""
+    return Path(str(resources.files("pureebm") / "energy" / "models" / f"{name}.safetensors"))
+
+
+def load_model(name: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a bundled name, a `.safetensors` file or `hf:owner/name`.
+
+    A file without a card is taken as the authors' released network if its tensors have those names.
+
+    Raises:
+        ModelError: unknown name, missing file, wrong hash, names or shapes, or a hub out of reach.
+    """
+    text = str(name)
+    if text.startswith("hf:"):
+        return _load(_from_hub(text.removeprefix("hf:")), text, device)
+    if text in MODELS:
+        return _load(bundled_path(text), text, device)
+    if not Path(text).is_file():
+        raise ModelError(f"unknown model {text!r}: no such file, and the bundled ones are {', '.join(MODELS)}")
+    return _load(Path(text), text, device)
+
+
+def save_model(path: Path, energy: SNGANEnergy | LocalEnergy, card: JSON) -> JSON:
+    """Write weights to `path` and the card, completed by what rebuilds and checks them, beside it; return the card."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in energy.state_dict().items()}
+    data = save(tensors, metadata={"format": "pt"})
+    card = {
+        **card,
+        "architecture": energy.architecture,
+        "config": energy.config,
+        "parameters": sum(value.numel() for value in tensors.values()),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    _replace(path, data)
+    _replace(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    return card
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    card = _read_card(path, tensors)
+    if card.get("sha256", sha256) != sha256:
+        raise ModelError(f"{path}: sha256 is {sha256}, its card says {card['sha256']}; the file is damaged or replaced")
+    energy = build(card, tensors, path)
+    energy.eval().requires_grad_(False).to(device)
+    return LoadedModel(name, energy, card, sha256)
+
+
+def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The network that a card describes, filled with `tensors`; every name and shape must fit."""
+    architecture = card.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    try:
+        energy = ARCHITECTURES[architecture](**card.get("config", {}))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its card's config does not fit {architecture!r}: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in energy.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        key = wrong[0]
+        raise ModelError(
+            f"{path}: {len(wrong)} tensors do not fit {architecture!r}; the first is {key!r}: "
+            f"expected {expected.get(key, 'none')}, found {found.get(key, 'none')}"
+        )
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise ModelError(f"{path} holds weights that are not finite")
+    energy.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return energy
+
+
+def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
+    card_path = path.with_suffix(".json")
+    if card_path.is_file():
+        try:
+            card = json.loads(card_path.read_text())
+        except ValueError as error:
+            raise ModelError(f"{card_path} is not a JSON card: {error}") from error
+        if not isinstance(card, dict):
+            raise ModelError(f"{card_path} is not a JSON card: it holds no object")
+        if "architecture" in card:
+            return card
+    if "block1.c1.weight" in tensors:  # the authors' release, which has no card of ours
+        return {"architecture": "sngan", "config": {"width": tensors["block1.c1.weight"].shape[0]}, "sampler": {}}
+    raise ModelError(f"{path} has no card {card_path.name} beside it, and is not the authors' network")
+
+
+def _from_hub(repository: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise ModelError("hf: models need huggingface_hub: pip install 'pureebm[hub]'") from error
+    try:
+        path = Path(hf_hub_download(repository, "model.safetensors"))
+    except HFValidationError as error:
+        raise ModelError(f"hf:{repository} is no repository name: expected hf:owner/name") from error
+    except (OSError, HfHubHTTPError) as error:  # offline, missing file, missing repository, no permission
+        raise ModelError(
+            f"cannot fetch model.safetensors of {repository!r} from the Hugging Face Hub ({type(error).__name__}). "
+            "Without a network: download it elsewhere and give the file itself as --model FILE"
+        ) from error
+    for card in ("model.json", "pureebm.json"):
+        try:
+            hf_hub_download(repository, card)
+        except OSError:
+            continue
+    return path

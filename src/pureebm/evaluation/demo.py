@@ -1,0 +1,184 @@
+"""The whole story on bundled images: poison a few, purify all of them as one would, and look what is left.
+
+The 240 images are CIFAR-10 test images, 24 of each class; the trigger is universal, at most 8/255, and was
+crafted against other images. Nothing here prints; `pureebm demo` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pureebm.data.open import open_source
+from pureebm.data.ranges import stack, to_pm1, to_uint8
+from pureebm.errors import InputError
+from pureebm.purify.job import JobConfig, run
+from pureebm.purify.manifest import MANIFEST_NAME, REPORT_NAME
+from pureebm.types import JSON, Progress, Stage
+
+N_POISONED = 16  # of the 24 images of the trigger's target class
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Images as they were, and a trigger with the class that an attacker would want it to stand for."""
+
+    images: NDArray[np.uint8]  # (N, 32, 32, 3)
+    labels: NDArray[np.int64]  # (N,)
+    classes: tuple[str, ...]
+    trigger: Tensor  # (3, 32, 32) float32 in [-1, 1] units, at most 16/255
+    target: int
+
+    @property
+    def poisoned(self) -> frozenset[int]:
+        """Indices of the images that get the trigger: the first of the target class."""
+        return frozenset(np.flatnonzero(self.labels == self.target)[:N_POISONED].tolist())
+
+    def image_id(self, index: int) -> str:
+        """The id that the image has in the untrusted folder."""
+        return f"{self.classes[self.labels[index]]}/{index:04d}.png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What happened to the clean images, or to the poisoned ones."""
+
+    n_images: int
+    energy_before: float
+    energy_after: float
+    psnr: float  # of the purified images to what went in, mean of dB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """Figures of one demonstration; `paired_share` is the share of poisoned images above their own original in
+    energy, `trigger_survival` the share of the trigger that is left in the purified files."""
+
+    clean: Group
+    poisoned: Group
+    target_class: str
+    paired_share: float
+    trigger_survival: float
+    seconds: float
+    exit_code: int
+    untrusted: Path
+    purified: Path
+    report: Path
+
+    def to_json(self) -> JSON:
+        """Plain values, paths as text."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def load_sample() -> Sample:
+    """The bundled images and trigger."""
+    folder = resources.files("pureebm") / "data" / "demo"
+    with (folder / "cifar10-sample.npz").open("rb") as file:
+        images = dict(np.load(file, allow_pickle=False))
+    with (folder / "trigger.npz").open("rb") as file:
+        poison = dict(np.load(file, allow_pickle=False))
+    classes = tuple(str(name) for name in images["classes"])
+    return Sample(
+        images["images"], images["labels"], classes, torch.from_numpy(poison["trigger"]), int(poison["target"])
+    )
+
+
+def add_trigger(images: NDArray[np.uint8], trigger: Tensor) -> NDArray[np.uint8]:
+    """(N, H, W, 3) uint8 plus a (3, H, W) trigger in [-1, 1] units, clamped and rounded."""
+    poisoned = to_pm1(torch.from_numpy(images)) + trigger.permute(1, 2, 0)
+    return np.asarray(to_uint8(poisoned).numpy())
+
+
+def write_untrusted(folder: Path, sample: Sample) -> None:
+    """The sample as a folder of class folders, its poisoned images with the trigger."""
+    pixels = sample.images.copy()
+    chosen = sorted(sample.poisoned)
+    pixels[chosen] = add_trigger(pixels[chosen], sample.trigger)
+    for index, image in enumerate(pixels):
+        path = folder / sample.image_id(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
+    """Write `out/untrusted`, purify it into `out/purified`, and measure both.
+
+    Args:
+        out: Created if missing; a former demonstration there is replaced.
+        stage: Must have an energy.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    untrusted, purified = out / "untrusted", out / "purified"
+    if out.exists() and not untrusted.is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is no former demonstration; name another folder with --out")
+    sample = load_sample()
+    write_untrusted(untrusted, sample)
+    record = run(untrusted, purified, stage, JobConfig(seed=seed, overwrite=True), progress=progress)
+    rows = {row["id"]: row for row in pq.read_table(purified / MANIFEST_NAME).to_pylist()}
+    groups: dict[bool, list[JSON]] = {True: [], False: []}
+    for index in range(len(sample.images)):
+        groups[index in sample.poisoned].append(rows[sample.image_id(index)])
+    paired, survival = measure_trigger(sample, untrusted, purified, stage, seed=seed)
+    return DemoResult(
+        clean=_group(groups[False]),
+        poisoned=_group(groups[True]),
+        target_class=sample.classes[sample.target],
+        paired_share=paired,
+        trigger_survival=survival,
+        seconds=record.seconds["total"],
+        exit_code=record.exit_code,
+        untrusted=untrusted,
+        purified=purified,
+        report=purified / REPORT_NAME,
+    )
+
+
+def measure_trigger(
+    sample: Sample, untrusted: Path, purified: Path, stage: Stage, *, seed: int
+) -> tuple[float, float]:
+    """(paired share, trigger survival) of the poisoned images, from the files.
+
+    Their originals are purified under the same ids, and so with the same noise. With the perturbation d as it
+    stands in the files, the survival is the projection of Psi(x + d) - Psi(x) on d.
+    """
+    chosen = sorted(sample.poisoned)
+    ids = [sample.image_id(index) for index in chosen]
+    original = stack(list(sample.images[chosen]))
+    poisoned, cleaned = _read(untrusted, ids), _read(purified, ids)
+    before, after = stage.energies(original), stage.energies(poisoned)
+    if before is None or after is None:
+        raise InputError("the demonstration needs a purifier with an energy")
+    reference = to_pm1(to_uint8(stage.purify_batch(original, ids, seed=seed)))
+    d = poisoned - original
+    survival = ((cleaned - reference) * d).sum() / d.square().sum()
+    return float((after > before).float().mean()), float(survival)
+
+
+def _read(folder: Path, ids: Sequence[str]) -> Tensor:
+    """The pictures of these ids, (N, 3, H, W) in [-1, 1]."""
+    source = open_source(folder)
+    loaded = {item.item.id: item.picture for item in source.load(0, len(source))}
+    return stack([picture.pixels for name in ids if (picture := loaded[name]) is not None])
+
+
+def _group(rows: Sequence[Mapping[str, float]]) -> Group:
+    def mean(column: str) -> float:
+        return float(np.mean([row[column] for row in rows]))
+
+    return Group(
+        n_images=len(rows),
+        energy_before=mean("energy_before"),
+        energy_after=mean("energy_after"),
+        psnr=mean("psnr"),
+    )

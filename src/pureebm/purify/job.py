@@ -1,0 +1,540 @@
+"""The purification of a whole image set: one image one result, resumable at any moment, nothing silent.
+
+A job cuts its source into chunks of a fixed number of items. For each chunk, one thread loads ahead, this one computes,
+a third stores the results through the sink and then enters the chunk in the journal. When all chunks are there, whoever
+notices first (there may be several processes, each on its shard) makes the target of them and renames it to its place.
+
+Knows sources, sinks and stages by their protocols only: no format, no network, no command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import platform
+import shutil
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import PIL
+import torch
+
+from pureebm.data.base import Loaded, Pixels, Result, Sink, Source
+from pureebm.data.ranges import stack
+from pureebm.errors import InputError, Interrupted, ItemError
+from pureebm.purify.batches import (
+    Outcome,
+    Work,
+    check_batch_size,
+    images_per_batch,
+    look,
+    purify_items,
+)
+from pureebm.purify.manifest import (
+    MANIFEST_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    row,
+    tally,
+    write_durably,
+    write_json,
+    write_manifest,
+)
+from pureebm.purify.report import Album, write_report
+from pureebm.purify.workplace import Workplace, check_places, record_path
+from pureebm.types import JSON, Progress, Stage
+
+CHUNKS_AHEAD = 2  # loaded or being loaded while one is computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """What a job does besides purifying."""
+
+    seed: Annotated[int, "fixes every draw"] = 0
+    limit: Annotated[int | None, "purify only the first N images"] = None
+    on_error: Annotated[Literal["skip", "copy", "fail"], "an unreadable item is left out, passed on, or ends the job"] = (
+        "skip"
+    )
+    shard: Annotated[tuple[int, int], "(I, N): one of N processes or machines that share the work"] = (0, 1)
+    overwrite: Annotated[bool, "replace an earlier target, and throw away a job begun with other settings"] = False
+    batch_size: Annotated[int | None, "images of 32x32 in a batch; None chooses by a look at the sizes"] = None
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        index, count = self.shard
+        if not (count >= 1 and 0 <= index <= count):
+            raise InputError(f"the shard must be I/N with N >= 1 and 0 <= I <= N, got {index}/{count}")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"the limit must be at least 1 image, got {self.limit}")
+        if self.on_error not in ("skip", "copy", "fail"):
+            raise InputError(f"on_error must be skip, copy or fail, got {self.on_error!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How far a job is. Satisfies `types.ProgressReport`."""
+
+    done: int
+    total: int
+    resumed: int
+    failed: int
+    images_per_second: float
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a job would do, what it would cost, and what there is."""
+
+    target: str
+    settings: JSON
+    images: int
+    images_done: int  # by an earlier, unfinished run of the same command
+    chunks: int
+    batch_shape: list[int]
+    images_per_second: float | None  # measured on one batch; None where no picture could be read
+    seconds: float | None
+    bytes_needed: int  # upper estimate, on the target's file system
+    bytes_free: int
+
+    def to_json(self) -> JSON:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a job did: the content of `pureebm-run.json`."""
+
+    status: Literal["complete", "shard-done"]
+    target: str
+    counts: dict[str, int]
+    warnings: list[str]
+    steps: int | None  # Langevin updates of each image; None where the purifier has none
+    settings: JSON
+    batches: dict[str, int]  # batch shape -> how many were computed
+    seconds: dict[str, float]  # summed over all processes and resumed runs
+    images_per_second: float
+    resumed: int  # images that an earlier run had finished
+    device: str
+    versions: dict[str, str]
+    started: str
+    finished: str
+
+    @property
+    def exit_code(self) -> int:
+        """1 if anything failed or needs a look, else 0."""
+        return 1 if self.counts["failed"] or self.warnings else 0
+
+    def to_json(self) -> JSON:
+        return dataclasses.asdict(self)
+
+
+def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -> Plan:
+    """Check everything that `run` checks, time one batch, and write nothing.
+
+    Raises:
+        InputError: As `run`.
+    """
+    source = _opened(source)
+    there = check_places(source, Path(target), overwrite=config.overwrite)
+    place = Workplace(there)
+    recorded = place.recorded()
+    settings = _settle(source, stage, config, recorded)
+    sizes = look(source, settings["images"])
+    n_chunks = _n_chunks(settings)
+    mine = _my_chunks(n_chunks, config.shard)
+    done = place.journal.finished() & set(mine) if recorded == json.loads(json.dumps(settings)) else set()
+    n_items, n_done = _n_items(mine, settings), _n_items(done, settings)
+    rate, shape = None, [0, 3, 0, 0]
+    if sizes.example is not None:
+        height, width = sizes.example.pixels.shape[:2]
+        shape = [images_per_batch(settings["batch_size"], height, width), 3, height, width]
+        rate = shape[0] / _time_batch(stage, shape, sizes.example.pixels, config.seed)
+    return Plan(
+        target=str(there),
+        settings=settings,
+        images=n_items,
+        images_done=n_done,
+        chunks=len(mine),
+        batch_shape=shape,
+        images_per_second=rate,
+        seconds=(n_items - n_done) / rate if rate else None,
+        bytes_needed=int(sizes.mean_area * 3 * settings["images"]) * (2 if source.single_file else 1),
+        bytes_free=shutil.disk_usage(next(path for path in there.parents if path.exists())).free,
+    )
+
+
+def run(
+    source: Source | Path,
+    target: Path,
+    stage: Stage,
+    config: JobConfig,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> RunRecord:
+    """Purify a whole image set into `target`, or go on where an earlier run of the same command was cut off.
+
+    Args:
+        source: Opened, or a path whose kind is recognized.
+        target: Appears when complete, by one rename; its parent folders are made.
+        stage: The purifier.
+        config: See there.
+        progress: Called with a `Report` after every batch.
+        stop: Set it (from a signal handler, say) to end the job after the current batch.
+
+    Returns:
+        The record; of status "shard-done" if shards of other processes are still missing.
+
+    Raises:
+        InputError: Source, target or settings are refused, or the disk is full. What was done so far is kept.
+        MismatchError: A job for this target was begun with other settings.
+        ItemError: An item failed and `on_error` is "fail".
+        Interrupted: `stop` was set. The same command goes on from here.
+    """
+    source = _opened(source)
+    target = Path(target)
+    place = Workplace(target.resolve())
+    finished = place.left_over() and _same_plan(place, source, stage, config)
+    place.clean_up()
+    if finished:
+        return _read_record(place.target, source)
+    there = check_places(source, target, overwrite=config.overwrite)
+    with place, _disk_errors(there):
+        index, count = config.shard[0] % config.shard[1], config.shard[1]
+        settings = place.begin(
+            lambda recorded: _settle(source, stage, config, recorded), (index, count), overwrite=config.overwrite
+        )
+        return _Job(source, stage, config, settings, place, progress, stop).run()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One process's share of a job, from the plan to the record."""
+
+    source: Source
+    stage: Stage
+    config: JobConfig
+    settings: JSON
+    place: Workplace
+    progress: Progress | None
+    stop: threading.Event | None
+    album: Album = field(default_factory=Album)
+    work: Work = field(default_factory=Work)
+    done: int = 0
+    failed: int = 0
+    resumed: int = 0
+    total: int = 0
+    began: float = 0.0
+
+    def run(self) -> RunRecord:
+        started, self.began = datetime.now(UTC), time.perf_counter()
+        mine = _my_chunks(_n_chunks(self.settings), self.config.shard)
+        finished = self.place.journal.finished()
+        self.total = _n_items(mine, self.settings)
+        self.done = self.resumed = _n_items(finished & set(mine), self.settings)
+        self.failed = tally(self.place.journal.tables(sorted(finished & set(mine)), ["status", "psnr"]))["failed"]
+        sink = self.source.open_sink(self.place.staging)
+        self._report(0)
+        self._compute([chunk for chunk in mine if chunk not in finished], sink)
+
+        try:
+            with self.place.finishing():
+                return self._finish(sink, mine, started)
+        except FileNotFoundError:
+            if self.place.folder.exists():
+                raise
+            return _read_record(self.place.target, self.source)  # another shard was last, and quicker
+
+    def _finish(self, sink: Sink, mine: list[int], started: datetime) -> RunRecord:
+        """Make the target if no shard is missing; else say what this one did."""
+        n_chunks = _n_chunks(self.settings)
+        if len(self.place.journal.finished()) < n_chunks:
+            return self._record("shard-done", mine, started)
+        record = self._record("complete", range(n_chunks), started)
+        self.place.finish(
+            sink,
+            n_chunks,
+            lambda side: self._write_side(side, record, n_chunks),
+            single_file=self.source.single_file,
+            overwrite=self.config.overwrite,
+        )
+        return record
+
+    def _compute(self, chunks: list[int], sink: Sink) -> None:
+        """Load ahead, compute, store behind: three threads, of which this one computes."""
+        loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "store")
+        ahead = deque((chunk, loader.submit(self._load, chunk)) for chunk in chunks[:CHUNKS_AHEAD])
+        following = iter(chunks[CHUNKS_AHEAD:])
+        stored: Future[None] | None = None
+        try:
+            while ahead:
+                began = time.perf_counter()
+                chunk, loading = ahead.popleft()
+                items = loading.result()
+                cost = {"load_wait": time.perf_counter() - began}
+                ahead.extend((following_one, loader.submit(self._load, following_one)) for following_one in _take(following))
+                outcomes = self._purify(items, cost, stored)
+                cost["store_wait"] = _wait(stored)
+                cost["total"] = time.perf_counter() - began
+                stored = writer.submit(self._store, chunk, sink, outcomes, cost)
+            _wait(stored)
+        finally:
+            loader.shutdown(cancel_futures=True)
+            writer.shutdown()
+
+    def _load(self, chunk: int) -> list[Loaded]:
+        start = chunk * self.settings["chunk_items"]
+        return self.source.load(start, min(start + self.settings["chunk_items"], self.settings["images"]))
+
+    def _purify(self, items: list[Loaded], cost: JSON, storing: Future[None] | None) -> list[Outcome]:
+        """One chunk; raises at once what storing the one before raised."""
+        self.work = Work()
+
+        def on_batch(n: int) -> None:
+            if storing is not None and storing.done():
+                storing.result()
+            self._check_stop()
+            self._report(n)
+
+        seed, batch_size = self.config.seed, self.settings["batch_size"]
+        outcomes = purify_items(
+            items, self.stage, seed=seed, batch_size=batch_size, work=self.work, on_batch=on_batch
+        )
+        failures = [outcome for outcome in outcomes if outcome.message]
+        self.failed += len(failures)
+        if failures and self.config.on_error == "fail":
+            raise _refusal(failures[0])
+        cost |= {"stage": self.work.seconds, "batches": dict(self.work.shapes)}
+        return outcomes
+
+    def _store(self, chunk: int, sink: Sink, outcomes: list[Outcome], cost: JSON) -> None:
+        """Bytes first, journal last: a chunk without its journal entry is simply done again."""
+        results = [_result(outcome, self.config.on_error) for outcome in outcomes]
+        stored = sink.write(chunk, results)
+        rows = [row(*triple) for triple in zip(outcomes, results, stored, strict=True)]
+        self.place.journal.write(chunk, rows, self.album.choose(outcomes), cost)
+
+    def _check_stop(self) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise Interrupted(f"interrupted after {self.done} of {self.total} images; repeat the same command to go on")
+
+    def _report(self, n: int) -> None:
+        self.done += n
+        if self.progress is not None:
+            here, seconds = self.done - self.resumed, time.perf_counter() - self.began
+            rate = here / seconds if here else 0.0
+            eta = (self.total - self.done) / rate if rate else None
+            self.progress(Report(self.done, self.total, self.resumed, self.failed, rate, eta))
+
+    def _record(self, status: Literal["complete", "shard-done"], chunks: Any, started: datetime) -> RunRecord:
+        journal = self.place.journal
+        counts = tally(journal.tables(chunks, ["status", "psnr"]))
+        costs = [journal.cost(chunk) for chunk in chunks]
+        seconds = {name: round(sum(cost[name] for cost in costs), 3) for name in _SECONDS}
+        steps = n_steps(self.settings["stage"])
+        return RunRecord(
+            status=status,
+            target=str(self.place.target),
+            counts=counts,
+            warnings=_warnings(counts, steps),
+            steps=steps,
+            settings=self.settings,
+            batches=dict(sum((Counter(cost["batches"]) for cost in costs), Counter())),
+            seconds=seconds,
+            images_per_second=round(counts["total"] / seconds["total"], 2) if seconds["total"] else 0.0,
+            resumed=self.resumed,
+            device=str(find(self.settings["stage"], "device") or "cpu"),
+            versions=_versions(),
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _write_side(self, side: Path, record: RunRecord, n_chunks: int) -> None:
+        """Manifest, report and record, in the order in which each needs the one before."""
+        journal = self.place.journal
+        write_durably(side / MANIFEST_NAME, lambda path: write_manifest(path, journal, n_chunks))
+        write_durably(
+            side / REPORT_NAME,
+            lambda path: write_report(
+                path, journal, n_chunks, settings=self.settings, counts=record.counts, warnings=record.warnings
+            ),
+        )
+        write_json(side / RECORD_NAME, record.to_json())
+
+
+_SECONDS = ("total", "stage", "load_wait", "store_wait")
+
+
+def n_steps(settings: JSON) -> int | None:
+    """Langevin updates that each image goes through, summed over a chain; None where no stage counts steps."""
+    found = list(_find_all(settings, "n_steps"))
+    return sum(found) if found else None
+
+
+def find(tree: Any, name: str) -> Any:
+    """The first value under this name anywhere in nested settings, or None."""
+    return next(_find_all(tree, name), None)
+
+
+def _find_all(tree: Any, name: str) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == name:
+                yield value
+            elif key != "model":  # a card may speak of other steps and devices
+                yield from _find_all(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _find_all(value, name)
+
+
+def _opened(source: Source | Path) -> Source:
+    if isinstance(source, str | Path):
+        from pureebm.data.open import open_source
+
+        source = open_source(Path(source))
+    if len(source) == 0:
+        raise InputError(f"the source {source.path} holds no images")
+    return source
+
+
+def _settle(source: Source, stage: Stage, config: JobConfig, recorded: JSON | None) -> JSON:
+    """Everything that influences a byte of the target; what is left open is taken from the recorded plan."""
+    images = min(len(source), config.limit or len(source))
+    settings: JSON = {
+        "seed": config.seed,
+        "limit": config.limit,
+        "on_error": config.on_error,
+        "images": images,
+        "stage": stage.settings(),
+        "source": source.describe(),
+        "versions": {"pureebm": version("pureebm"), "torch": torch.__version__},
+    }
+    if recorded is not None and recorded["images"] == images:
+        settings |= {name: recorded[name] for name in ("batch_size", "chunk_items")}
+        if recorded["on_error"] == "fail":  # nothing has failed so far: the answer to failures may change freely
+            recorded["on_error"] = config.on_error
+    else:
+        sizes = look(source, images)
+        settings |= {"batch_size": sizes.batch_size(), "chunk_items": sizes.chunk_items()}
+    if config.batch_size is not None:
+        settings["batch_size"] = config.batch_size
+    return settings
+
+
+def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> bool:
+    recorded = place.recorded()
+    return recorded is not None and recorded == json.loads(json.dumps(_settle(source, stage, config, recorded)))
+
+
+def _read_record(target: Path, source: Source) -> RunRecord:
+    return RunRecord(**json.loads(record_path(target, source.single_file).read_text(encoding="utf-8")))
+
+
+def _n_chunks(settings: JSON) -> int:
+    return -(-int(settings["images"]) // int(settings["chunk_items"]))
+
+
+def _my_chunks(n_chunks: int, shard: tuple[int, int]) -> list[int]:
+    return list(range(shard[0] % shard[1], n_chunks, shard[1]))
+
+
+def _n_items(chunks: Any, settings: JSON) -> int:
+    size = int(settings["chunk_items"])
+    return sum(min(size, int(settings["images"]) - chunk * size) for chunk in chunks)
+
+
+def _time_batch(stage: Stage, shape: list[int], pixels: Pixels, seed: int) -> float:
+    """Seconds that the stage takes for one full batch, energies included; the faster of two if it is quick."""
+    images = stack([pixels]).expand(shape).contiguous()
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        stage.energies(images)
+        stage.energies(stage.purify_batch(images, [str(i) for i in range(shape[0])], seed=seed).float())
+        best = min(best, time.perf_counter() - began)
+        if best > 2:
+            break
+    return best
+
+
+def _result(outcome: Outcome, on_error: str) -> Result:
+    if outcome.pixels is not None:
+        return Result(outcome.loaded.item, "purified", dataclasses.replace(outcome.picture, pixels=outcome.pixels))
+    return Result(outcome.loaded.item, "copied" if on_error == "copy" else "skipped")
+
+
+def _refusal(failure: Outcome) -> ItemError:
+    error = ItemError(
+        f"{failure.loaded.item.id}: {failure.message}; nothing was put in the target. "
+        "Mend or remove the image, or go on without it (--on-error skip) or with it as it is (--on-error copy)"
+    )
+    error.exit_code = 2  # the job was refused as a whole
+    return error
+
+
+def _warnings(counts: dict[str, int], steps: int | None) -> list[str]:
+    warnings = []
+    if steps == 0:
+        warnings.append("the number of steps is 0: nothing was purified, the images are as they were")
+    if not counts["purified"]:
+        warnings.append("no image was purified")
+    elif counts["unchanged"] == counts["purified"]:
+        warnings.append("every purified image equals its original: the purifier did nothing")
+    return warnings
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "pureebm": version("pureebm"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def _take(following: Iterator[int]) -> Iterator[int]:
+    """The next one, if there is one."""
+    for chunk in following:
+        yield chunk
+        return
+
+
+def _wait(stored: Future[None] | None) -> float:
+    """Seconds until the chunk before is stored; raises what storing raised."""
+    began = time.perf_counter()
+    if stored is not None:
+        stored.result()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """A full disk or a missing permission as a sentence; what was done so far stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(target.parent).free // 2**20
+            message = f"the disk is full ({free} MB free at {target.parent}); make room and repeat the same command"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            message = f"may not write {error.filename or target}: {error.strerror}"
+        else:
+            raise
+        raise InputError(message) from error
+
+

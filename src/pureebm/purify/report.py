@@ -1,0 +1,338 @@
+"""The page that shows what a job did: one self-contained HTML file that needs no network.
+
+Its bytes depend on the source and the settings alone: no clock, no machine, no path. Names come from the data set and
+are hostile input: the template escapes everything but our own plots. While a job runs, an `Album` keeps the few pictures
+that the page may show, so that neither memory nor the journal grows with the data set.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import heapq
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from pureebm.data.base import Pixels
+from pureebm.purify.manifest import MANIFEST_NAME, RECORD_NAME, Journal, Shown
+from pureebm.types import JSON
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pureebm.purify.batches import Outcome
+
+Key = tuple[float, int]
+N_SHOWN = 4  # of each kind
+LARGEST_SHOWN = 160  # px; larger pictures show their center
+N_FAILURES = 200
+AMPLIFIED = 4
+KINDS = ("Changed most", "Highest energy before", "Any")
+BEFORE_COLOR, AFTER_COLOR = "#c2703d", "#1f6f8b"
+
+
+@dataclass(slots=True)
+class Album:
+    """Chooses pictures chunk by chunk: all that can still be among the best of the whole set.
+
+    A later kind must not repeat the pictures of an earlier one, hence the growing sizes.
+    """
+
+    best: list[list[Key]] = field(default_factory=lambda: [[] for _ in KINDS])
+
+    def choose(self, outcomes: Sequence[Outcome]) -> list[Shown]:
+        """One entry an outcome: its pictures as PNG, or None where the page will not show it."""
+        keys = [
+            _keys(o.psnr(), o.energy_before, o.loaded.item.id, o.loaded.item.index) if o.pixels is not None else None
+            for o in outcomes
+        ]
+        for kind, best in enumerate(self.best):
+            ours = [key[kind] for key in keys if key is not None and key[kind] is not None]
+            self.best[kind] = heapq.nsmallest(N_SHOWN * (kind + 1), [*best, *(key for key in ours if key)])
+        wanted = {index for best in self.best for _, index in best}
+        return [_pngs(o) if o.pixels is not None and o.loaded.item.index in wanted else None for o in outcomes]
+
+
+def write_report(
+    path: Path, journal: Journal, n_chunks: int, *, settings: JSON, counts: dict[str, int], warnings: Sequence[str]
+) -> None:
+    """Make the page of all rows in the journal."""
+    rows = _Rows.read(journal, n_chunks)
+    shown = rows.shown()
+    pictures = _read_pictures(journal, [index for _, indices in shown for index in indices], settings["chunk_items"])
+    groups = [(name, [_figure(rows, i, *pictures[i]) for i in indices]) for name, indices in shown if indices]
+    model = _first(settings["stage"], "model") or {}
+    name = settings["source"].get("name") or "an image set"
+    page = _template().render(
+        title=f"Purified: {name}" if counts["purified"] else f"Not purified: {name}",
+        sentence=_sentence(counts, settings, rows),
+        counts=[(label, counts[key]) for key, label in _COUNTS if counts[key] or key in ("total", "purified", "failed")],
+        warnings=warnings,
+        groups=groups,
+        cropped=any(max(before.shape[:2]) >= LARGEST_SHOWN for before, _ in pictures.values()),
+        plots=_plots(rows),
+        failures=rows.failures,
+        failure_note=_failure_note(counts, len(rows.failures)),
+        command=command(settings),
+        record_name=RECORD_NAME,
+        manifest_name=MANIFEST_NAME,
+        settings=[(key, value) for key, value in _readable(settings)],
+        limits=_limits(model),
+    )
+    path.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+_COUNTS = (
+    ("total", "images"),
+    ("purified", "purified"),
+    ("failed", "failed"),
+    ("copied", "copied as they were"),
+    ("skipped", "left out"),
+    ("unchanged", "unchanged by it"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The numbers of all rows, and the first failures; nothing else is held for a large set."""
+
+    ids: pa.ChunkedArray
+    psnr: NDArray[np.float64]  # NaN where there is none
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    failures: list[JSON]
+
+    @classmethod
+    def read(cls, journal: Journal, n_chunks: int) -> _Rows:
+        tables, failures = [], []
+        for table in journal.tables(range(n_chunks), ["id", "status", "message", "psnr", "energy_before", "energy_after"]):
+            if len(failures) < N_FAILURES:
+                bad = [line for line in table.select(["id", "status", "message"]).to_pylist() if line["message"]]
+                failures += [line | {"done": _DONE[line["status"]]} for line in bad][: N_FAILURES - len(failures)]
+            tables.append(table.select(["id", "psnr", "energy_before", "energy_after"]))
+        whole = pa.concat_tables(tables)
+        columns = (whole[name].to_numpy() for name in ("psnr", "energy_before", "energy_after"))
+        return cls(whole["id"], *columns, failures)
+
+    def shown(self) -> list[tuple[str, list[int]]]:
+        """For each kind the indices of its pictures; none comes twice."""
+        names = self.ids.to_pylist()
+        keys = [
+            _keys(psnr, None if np.isnan(energy) else energy, name, index) if not np.isnan(psnr) else None
+            for index, (psnr, energy, name) in enumerate(
+                zip(self.psnr.tolist(), self.before.tolist(), names, strict=True)
+            )
+        ]
+        taken: set[int] = set()
+        groups = []
+        for kind, title in enumerate(KINDS):
+            candidates = (key[kind] for key in keys if key is not None)
+            best = heapq.nsmallest(N_SHOWN * (kind + 1), (key for key in candidates if key is not None))
+            indices = [index for _, index in best if index not in taken][:N_SHOWN]
+            taken.update(indices)
+            groups.append((title, indices))
+        return groups
+
+
+_DONE = {"skipped": "left out", "copied": "copied as it was", "purified": "purified"}
+
+
+def _keys(psnr: float | None, energy: float | None, name: str, index: int) -> tuple[Key | None, ...]:
+    """Where an image stands among the most changed, the highest energies and a sample by chance; small is first."""
+    chance = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=6).digest(), "big")
+    changed = None if psnr is None or np.isinf(psnr) else (float(psnr), index)
+    return changed, None if energy is None else (-float(np.float32(energy)), index), (float(chance), index)
+
+
+def _pngs(outcome: Outcome) -> tuple[bytes, bytes]:
+    assert outcome.pixels is not None
+    return _png(_center(outcome.picture.pixels)), _png(_center(outcome.pixels))
+
+
+def _center(pixels: Pixels) -> NDArray[np.uint8]:
+    """At most 160 x 160 pixels around the center, as 8 bits."""
+    top, left = (max(0, (side - LARGEST_SHOWN) // 2) for side in pixels.shape[:2])
+    part = pixels[top : top + LARGEST_SHOWN, left : left + LARGEST_SHOWN]
+    return (part >> 8).astype(np.uint8) if part.dtype == np.uint16 else part.astype(np.uint8)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _read_pictures(
+    journal: Journal, indices: Sequence[int], chunk_items: int
+) -> dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The chosen pictures before and after, from the chunks that hold them."""
+    found = {}
+    for chunk in sorted({index // chunk_items for index in indices}):
+        (table,) = journal.tables([chunk], ["before_png", "after_png"])
+        for index in indices:
+            if index // chunk_items == chunk:
+                cells = table.slice(index % chunk_items, 1).to_pylist()[0]
+                found[index] = tuple(np.asarray(Image.open(io.BytesIO(cells[c]))) for c in ("before_png", "after_png"))
+    return found  # type: ignore[return-value]
+
+
+def _figure(rows: _Rows, index: int, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> JSON:
+    difference = (after.astype(np.int16) - before) * AMPLIFIED + 128
+    facts = [f"PSNR {rows.psnr[index]:.1f} dB" if np.isfinite(rows.psnr[index]) else "unchanged"]
+    if np.isfinite(rows.before[index]):
+        facts.append(f"energy {rows.before[index]:.4g} → {rows.after[index]:.4g}")
+    return {
+        "id": rows.ids[index].as_py(),
+        "facts": ", ".join(facts),
+        "before": _data_uri(before),
+        "after": _data_uri(after),
+        "difference": _data_uri(difference.clip(0, 255).astype(np.uint8)),
+    }
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode()
+
+
+def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows) -> str:
+    """What happened, in plain words."""
+    steps = _first(settings["stage"], "n_steps")
+    how = f" by {steps} Langevin steps each" if steps is not None else ""
+    parts = [f"{counts['purified']:,} of {counts['total']:,} images were purified{how}."]
+    finite = rows.psnr[np.isfinite(rows.psnr)]
+    if finite.size:
+        parts.append(f"A typical image differs from its original by {np.median(finite):.1f} dB PSNR.")
+    both = np.isfinite(rows.before) & np.isfinite(rows.after)
+    if both.any():
+        parts.append(f"The energy fell in {np.mean(rows.after[both] < rows.before[both]):.1%} of them.")
+    if counts["failed"]:
+        done = "left out of" if counts["skipped"] else "passed on as they were to"
+        parts.append(f"{counts['failed']:,} could not be purified and were {done} the target.")
+    return " ".join(parts)
+
+
+def _failure_note(counts: dict[str, int], listed: int) -> str:
+    more = f" The first {listed:,} are listed; the manifest names all." if counts["failed"] > listed else ""
+    return f"{counts['failed']:,} images could not be read or purified.{more}"
+
+
+def command(settings: JSON) -> str:
+    """The command line that gives the same bytes; settings without a flag stay in the table below it."""
+    stage, model = settings["stage"], _first(settings["stage"], "model") or {}
+    flags: list[tuple[str, Any]] = [
+        ("--model", model.get("name")),
+        ("--steps", stage.get("n_steps")),
+        ("--step-size", stage.get("step_size")),
+        ("--temperature", stage.get("temperature")),
+        ("--precision", stage.get("precision")),
+        ("--seed", settings["seed"]),
+        ("--batch-size", settings["batch_size"]),
+        ("--limit", settings["limit"]),
+        ("--on-error", settings["on_error"]),
+    ]
+    words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags if value is not None]
+    return "pureebm purify SOURCE TARGET \\\n    " + " ".join(words[:4]) + " \\\n    " + " ".join(words[4:])
+
+
+def _readable(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines of a table; long values cut, the model's card left to the models list."""
+    lines: list[tuple[str, str]] = []
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        label = f"{prefix}{name}"
+        if isinstance(value, dict | list) and value and not label.endswith("model.card"):
+            lines += _readable(value, f"{label}.")
+        elif value not in (None, "", [], {}):
+            text = value if isinstance(value, str) else json.dumps(value)
+            lines.append((label, text if len(text) <= 200 else text[:200] + " …"))
+    return lines
+
+
+def _limits(model: JSON) -> list[str]:
+    """What the model's card says about where it should not be trusted."""
+    card = model | (model.get("card") or {})
+    found: list[str] = []
+    for name in ("intended_use", "limits", "limitations"):
+        value = card.get(name) or []
+        found += [value] if isinstance(value, str) else [str(line) for line in value]
+    return found
+
+
+def _first(tree: Any, name: str) -> Any:
+    """The first value under this name in nested settings, or None."""
+    if isinstance(tree, dict) and name in tree:
+        return tree[name]
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return next((found for child in children if (found := _first(child, name)) is not None), None)
+
+
+@cache
+def _template() -> Template:
+    text = resources.files("pureebm.purify").joinpath("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(text)
+
+
+def _plots(rows: _Rows) -> list[JSON]:
+    """Histograms of energies and of displacement as inline SVG."""
+    plots = []
+    before, after = (values[np.isfinite(values)] for values in (rows.before, rows.after))
+    if before.size and after.size:
+        plots.append({"svg": _plot(lambda axes: _draw_energies(axes, before, after)), "caption": (
+            "Energy of every image before and after: low means natural. The outermost bins hold what lies beyond.")})
+    psnr = rows.psnr[np.isfinite(rows.psnr)]
+    if psnr.size:
+        plots.append({"svg": _plot(lambda axes: _draw_displacement(axes, psnr)), "caption": (
+            "How far the images moved: PSNR to the original. Further right is closer to it; 30 dB is hard to see.")})
+    return plots
+
+
+def _draw_energies(axes: Axes, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+    low, high = np.percentile(np.concatenate([before, after]).astype(np.float64), [0.5, 99.5])
+    bins = _bins(low, high)
+    for values, color, label in ((before, BEFORE_COLOR, "before"), (after, AFTER_COLOR, "after")):
+        axes.hist(values.clip(bins[0], bins[-1]), bins=bins, color=color, alpha=0.6, label=label)
+    axes.set_xlabel("energy")
+    axes.legend(frameon=False)
+
+
+def _draw_displacement(axes: Axes, psnr: NDArray[np.float64]) -> None:
+    bins = _bins(*np.percentile(psnr, [0.5, 99.5]))
+    axes.hist(psnr.clip(bins[0], bins[-1]), bins=bins, color=AFTER_COLOR, alpha=0.8)
+    axes.set_xlabel("PSNR to the original (dB)")
+
+
+def _bins(low: float, high: float, n: int = 48) -> NDArray[np.float64]:
+    spread = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-6)
+    return np.linspace(low - 0.02 * spread, high + 0.02 * spread, n + 1)
+
+
+def _plot(draw: Any) -> Markup:
+    """An SVG without date, random ids or document head."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {"svg.hashsalt": "pureebm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_ylabel("images")
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return Markup(buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2])

@@ -1,0 +1,136 @@
+"""Stages: one purifier each, and chains of them. Batches in, batches out; no files, no journal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pureebm.errors import InputError
+from pureebm.sampling.langevin import LangevinConfig, langevin
+from pureebm.sampling.noise import CounterNoise
+from pureebm.types import JSON, Energy, Stage
+
+SELF_CHECK_LIMIT = 0.05
+"""Largest relative error (L2) of a bfloat16 gradient against float32 on the first batch."""
+
+
+class LangevinStage:
+    """PureEBM: every image walks down an energy for `config.n_steps` Langevin updates.
+
+    Args:
+        energy: (N, 3, H, W) in [-1, 1] -> (N,). A module is moved to `device` and channels-last.
+        device: "cpu", "cuda", "cuda:1", ...
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies it in
+            hardware, if the first batch's gradient agrees with float32; the state is float32 always.
+        model: what identifies the weights in records: name, sha256, ...
+
+    The last stage of a chain that sees a non-finite value returns it: the job refuses to write it.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        config: LangevinConfig,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "auto",
+        model: JSON | None = None,
+    ) -> None:
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
+        self.device = torch.device(device)
+        self.config = config
+        self.model = model or {}
+        self.energy = energy
+        if isinstance(energy, nn.Module):
+            energy.eval().requires_grad_(False).to(self.device)
+            energy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = precision
+        if precision == "auto":
+            self.precision = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+        self._checked = precision != "auto" or self.precision == "float32"
+        self.steps_run = 0
+
+    def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
+        """(N, 3, H, W) float32 in [-1, 1] and N ids -> the same shape on the CPU."""
+        x = images.to(self.device, memory_format=torch.channels_last)
+        if not self._checked:
+            self._check_bfloat16(x)
+        noise = CounterNoise(seed, ids, device=self.device)
+        out = langevin(self._evaluate, x, self.config, noise=noise)
+        self.steps_run += self.config.n_steps * len(images)
+        return out.cpu()
+
+    def energies(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N,) float32 on the CPU: the network's own output, in float32."""
+        with torch.no_grad():
+            return self.energy(images.to(self.device, memory_format=torch.channels_last)).float().cpu()
+
+    def settings(self) -> JSON:
+        return {
+            "stage": "langevin",
+            "model": self.model,
+            **dataclasses.asdict(self.config),
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        if self.precision == "float32":
+            return self.energy(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.energy(x).float()
+
+    def _check_bfloat16(self, x: Tensor) -> None:
+        """Fall back to float32 where bfloat16 changes the first batch's gradient too much."""
+        self._checked = True
+        low = _gradient(self._evaluate, x)
+        high = _gradient(self.energy, x)
+        if not (low - high).norm() <= SELF_CHECK_LIMIT * high.norm():
+            self.precision = "float32"
+
+
+def _gradient(energy: Energy, x: Tensor) -> Tensor:
+    from pureebm.sampling.langevin import energy_and_gradient
+
+    return energy_and_gradient(energy, x)[1]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AMX or AVX512-BF16; CUDA from Ampere on)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bfloat16()
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class Chain:
+    """Stages one after the other, in float between them; stage k draws its noise from seed + k."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        if not stages:
+            raise InputError("a chain needs at least one stage: an empty one would purify nothing")
+        self.stages = tuple(stages)
+
+    def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
+        """As each stage's own; the first one sees `seed`."""
+        for offset, stage in enumerate(self.stages):
+            images = stage.purify_batch(images, ids, seed=(seed + offset) % 2**64)
+        return images
+
+    def energies(self, images: Tensor) -> Tensor | None:
+        """Those of the first stage that has an energy."""
+        for stage in self.stages:
+            values = stage.energies(images)
+            if values is not None:
+                return values
+        return None
+
+    def settings(self) -> JSON:
+        return {"stage": "chain", "stages": [stage.settings() for stage in self.stages]}

@@ -1,0 +1,143 @@
+"""Langevin dynamics: walk images down an energy while adding noise.
+
+One update of a batch x, with z ~ N(0, I):
+
+    x  <-  x - (step_size**2 / 2) * grad E(x) / temperature  +  noise * step_size * z
+
+Both users of it, purification and the negatives of maximum-likelihood training, call `langevin`.
+Nothing here knows of datasets, files or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from pureebm.errors import InputError
+from pureebm.types import Energy, Noise
+
+PAPER_N_STEPS = 150  # from scratch; 500 for linear transfer, 1000 for fine-tuning
+PAPER_STEP_SIZE = 1.25e-2
+PAPER_TEMPERATURE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LangevinConfig:
+    """How long, how far and how warm a chain runs. Lengths are in units of [-1, 1].
+
+    The defaults are the paper's. With an `_end`, a value moves geometrically from its start at the first
+    update to its end at the last.
+    """
+
+    n_steps: Annotated[int, "updates per image; 0 returns the images as they are"] = PAPER_N_STEPS
+    step_size: Annotated[float, "standard deviation of one update's noise"] = PAPER_STEP_SIZE
+    temperature: Annotated[float, "divides the energy; lower is greedier"] = PAPER_TEMPERATURE
+    step_size_end: Annotated[float | None, "step size of the last update (default: the same)"] = None
+    temperature_end: Annotated[float | None, "temperature of the last update (default: the same)"] = None
+    noise: Annotated[float, "scale of the noise of an update: 1 samples, 0 descends"] = 1.0
+    initial_noise: Annotated[float, "standard deviation of noise added before the first update"] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 0:
+            raise InputError(f"n_steps must be 0 or more, got {self.n_steps}")
+        for name in ("step_size", "temperature", "step_size_end", "temperature_end"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):  # also catches NaN
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        for name in ("noise", "initial_noise"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} must be 0 or more and finite, got {value}")
+
+    def at(self, step: int) -> tuple[float, float]:
+        """(step size, temperature) of update `step`, counted from 0."""
+        share = step / (self.n_steps - 1) if self.n_steps > 1 else 0.0
+        return (
+            _geometric(self.step_size, self.step_size_end, share),
+            _geometric(self.temperature, self.temperature_end, share),
+        )
+
+
+def _geometric(start: float, end: float | None, share: float) -> float:
+    return start if end is None else float(start ** (1 - share) * end**share)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """One update as seen just before it: each tensor is (N,). The last trace comes after the last update."""
+
+    step: int
+    energy: Tensor
+    gradient_norm: Tensor  # L2 norm of grad E, not divided by the temperature
+    displacement: Tensor  # L2 distance to the images that the chain was given
+
+
+def energy_and_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) energies and the (N, C, H, W) gradient of their sum, both detached.
+
+    Raises:
+        InputError: the energy does not return (N,).
+    """
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        values = energy(x)
+        if values.shape != (len(images),):
+            raise InputError(f"an energy must return ({len(images)},) for {len(images)} images, got {tuple(values.shape)}")
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return values.detach(), gradient
+
+
+def langevin(
+    energy: Energy,
+    images: Tensor,
+    config: LangevinConfig,
+    *,
+    noise: Noise,
+    on_step: Callable[[StepTrace], None] | None = None,
+) -> Tensor:
+    """Run `config.n_steps` Langevin updates on a batch.
+
+    Args:
+        energy: Called once an update. Must treat images independently (no batch norm in train mode).
+        images: (N, C, H, W) float32 in [-1, 1]; left unchanged.
+        config: Number, size and temperature of the updates.
+        noise: Draws N(0, I) for an update; update k asks for step k + 1, the initial noise is step 0.
+        on_step: Called before each update and once after the last (one more evaluation of the energy).
+
+    Returns:
+        (N, C, H, W) float32, detached. May leave [-1, 1] by a few step sizes: clipping belongs to
+        `data.ranges.to_uint8`, once, at the end.
+
+    Raises:
+        InputError: `images` is not 4-D float32, or `energy` does not return (N,).
+
+    Source: arXiv 2405.18627, equations 4 and 11, Algorithm 1.
+    Differs: schedules, a scale of the noise and an initial noise exist; at their defaults they do nothing.
+        No clamping between updates, as in the authors' code.
+    """
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise InputError(f"images must be (N, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")
+    start = images.detach()
+    x = start
+    if config.initial_noise and config.n_steps:
+        x = x + config.initial_noise * noise(0, x)
+    for step in range(config.n_steps):
+        step_size, temperature = config.at(step)
+        values, gradient = energy_and_gradient(energy, x)
+        if on_step is not None:
+            on_step(_trace(step, values, gradient, x - start))
+        x = torch.add(x, gradient, alpha=-(step_size**2) / (2 * temperature))
+        if config.noise:
+            x = x.add_(noise(step + 1, x), alpha=config.noise * step_size)
+    if on_step is not None:
+        values, gradient = energy_and_gradient(energy, x)
+        on_step(_trace(config.n_steps, values, gradient, x - start))
+    return x.clone() if x is start else x
+
+
+def _trace(step: int, values: Tensor, gradient: Tensor, moved: Tensor) -> StepTrace:
+    return StepTrace(step, values, gradient.flatten(1).norm(dim=1), moved.flatten(1).norm(dim=1))

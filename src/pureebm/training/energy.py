@@ -1,0 +1,563 @@
+"""Training of an energy: the loop, its plan, its checkpoints and the model that it leaves behind.
+
+A run is a folder. It holds `run.json` (settings and plan), `checkpoints/`, `scalars.jsonl`, `diagnostics/`,
+and `model.safetensors` with its card: the averaged weights that purified a held-out set best so far.
+Repeating the same call goes on from the newest checkpoint and, on one CPU, gives the bits of an
+uninterrupted run: everything drawn comes from one generator whose state is stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pureebm.data.ranges import to_pm1
+from pureebm.energy.networks import LocalEnergy, SNGANEnergy
+from pureebm.energy.weights import load_model, save_model
+from pureebm.errors import DivergedError, InputError, Interrupted, MismatchError
+from pureebm.sampling.langevin import LangevinConfig, langevin
+from pureebm.training import objectives
+from pureebm.training.bank import Bank, rejuvenate
+from pureebm.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from pureebm.training.diagnostics import draw_curves, draw_diagnostics
+from pureebm.training.images import Images, load_images
+from pureebm.training.scalars import ScalarLog
+from pureebm.training.settings import EnergySettings
+from pureebm.training.validation import validate
+from pureebm.training.watchdog import Watchdog, check_parameters
+from pureebm.training.workers import Workers
+from pureebm.types import JSON
+
+MAX_ATTEMPTS = 3
+_LOG_EVERY = 20
+_HELD_OUT = 256
+_MEASURED_SECONDS = 10.0
+_MULTISTEP = (40 / 120, 75 / 120, 100 / 120)  # of all steps: where the authors' rate falls tenfold
+
+Report = Callable[[str], None]
+Network = LocalEnergy | SNGANEnergy
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Steps `start` .. `stop` - 1 of a run: which loss they minimise and from which rate."""
+
+    name: str  # "warm", "dsm" or "mle"
+    start: int
+    stop: int
+    lr: float
+
+    def rate(self, step: int, settings: EnergySettings) -> float:
+        """The learning rate at `step`."""
+        done = step - self.start
+        share = done / (self.stop - self.start)
+        warmup = min(1.0, (done + 1) / (settings.lr_warmup + 1))
+        if self.name != "mle":
+            return self.lr * warmup * (1 + math.cos(math.pi * share)) / 2
+        if settings.preset == "paper":
+            return self.lr * warmup
+        return self.lr * warmup * math.prod(0.1 for mark in _MULTISTEP if share >= mark)
+
+
+class Step(NamedTuple):
+    """What one step computed before its update."""
+
+    loss: Tensor
+    gap: Tensor | None = None  # (mean energy of data - mean energy of negatives) / T
+    negatives: Tensor | None = None
+
+
+class Trainer:
+    """The moving parts of a training: network, average, optimiser, bank, generator, and where it stands.
+
+    Args:
+        settings: resolved, see `EnergySettings.resolved`.
+        images: (N, size, size, 3) uint8 to train on.
+        workers: the processes that take part.
+    """
+
+    def __init__(self, settings: EnergySettings, images: Images, workers: Workers) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.workers = workers
+        self.images = torch.from_numpy(images)
+        self.energy: Network = build_energy(settings)
+        self.energy.to(workers.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.energy).requires_grad_(False).eval()
+        self.parameters = list(self.energy.parameters())
+        self.averaged = list(self.average.parameters())
+        self.generator = torch.Generator().manual_seed(settings.seed * 1009 + workers.rank)
+        self.watchdog = Watchdog()
+        self.step = 0
+        self.attempts = 0
+        self.pending: list[list[float]] = []  # [loss, gradient norm, gap] of steps not yet in the log
+        self.bank: Bank | None = Bank(self._first_negatives()) if settings.objective == "mle" else None
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.settings.objective == "mle" and self.settings.preset == "paper":
+            return torch.optim.SGD(self.parameters, lr=1.0, fused=True)
+        return torch.optim.Adam(self.parameters, lr=1.0, fused=True)
+
+    def _first_negatives(self) -> Tensor:
+        size = (self.settings.bank_size, 3, self.settings.size, self.settings.size)
+        if self.settings.preset == "paper":
+            return torch.rand(size, generator=self.generator) * 2 - 1
+        chosen = torch.randint(len(self.images), size[:1], generator=self.generator)
+        images = to_pm1(self.images[chosen].permute(0, 3, 1, 2))
+        return images + _known(self.settings.data_noise) * torch.randn(size, generator=self.generator)
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase: from the averaged weights, with a fresh optimiser."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averaged, strict=True):
+                parameter.copy_(average)
+        self.optimizer = self._optimizer()
+        self.watchdog = Watchdog()
+
+    def batch(self) -> Tensor:
+        """(batch, 3, size, size) in [-1, 1], on the device, channels last."""
+        n = self.settings.batch
+        images = self.images[torch.randint(len(self.images), (n,), generator=self.generator)]
+        images = images.to(self.workers.device).permute(0, 3, 1, 2)
+        if self.settings.augment == "flip":
+            flipped = torch.rand(n, 1, 1, 1, generator=self.generator) < 0.5
+            images = torch.where(flipped.to(images.device), images.flip(3), images)
+        return to_pm1(images).contiguous(memory_format=torch.channels_last)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal noise from the run's generator."""
+        return torch.randn(like.shape, generator=self.generator).to(like, memory_format=torch.channels_last)
+
+    def compute(self, phase: Phase) -> Step:
+        """Draw a batch and compute the phase's loss on it."""
+        clean = self.batch()
+        if phase.name == "mle":
+            return self._likelihood(clean)
+        low, high = math.log(self.settings.sigma_min), math.log(self.settings.sigma_max)
+        sigma = torch.exp(low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=self.generator))
+        sigma, z = sigma.to(clean.device), self.normal(clean)
+        if phase.name == "warm":
+            assert isinstance(self.energy, LocalEnergy)
+            return Step(objectives.warm_start_loss(self.energy.restore, clean, sigma, z))
+        unit = _known(self.settings.energy_unit)
+        return Step(objectives.score_matching_loss(self.energy, clean, sigma, z, unit=unit))
+
+    def _likelihood(self, clean: Tensor) -> Step:
+        assert self.bank is not None
+        settings, noise = self.settings, _known(self.settings.data_noise)
+        positive = clean + noise * self.normal(clean)
+        indices = self.bank.draw(len(positive), self.generator)
+        chains = LangevinConfig(
+            n_steps=settings.chain_steps, step_size=settings.chain_step_size, temperature=settings.temperature
+        )
+        start = self.bank.images[indices].to(clean.device, memory_format=torch.channels_last)
+        negative = langevin(self.energy, start, chains, noise=lambda step, like: self.normal(like))
+        self.bank.put(indices, rejuvenate(negative, positive, settings.rejuvenation, noise, self.generator))
+        loss = objectives.maximum_likelihood_loss(self.energy, positive, negative, settings.temperature)
+        return Step(loss, loss.detach(), negative)
+
+    def advance(self, phase: Phase) -> str | None:
+        """One step: loss, gradient, update, average. Returns the watchdog's sentence instead of updating."""
+        step = self.compute(phase)
+        self.optimizer.zero_grad()
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        numbers = torch.stack([step.loss.detach(), step.loss.new_zeros(()) if step.gap is None else step.gap])
+        self.workers.average([*gradients, numbers])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss, gap = numbers.tolist()
+        problem = self.watchdog.check_step(loss, norm.item(), None if step.gap is None else gap)
+        if problem is None and step.negatives is not None:
+            problem = self.watchdog.check_negatives(step.negatives)
+        if self.workers.count > 1 and self.workers.any(problem is not None):
+            problem = problem or "another process reports a problem"
+        if problem:
+            return problem
+        clip = _known(self.settings.grad_clip)
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.rate(self.step, self.settings) * 0.5**self.attempts
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.settings.ema, 1 - 1 / (self.step - phase.start + 1))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
+        self.pending.append([loss, norm.item(), gap])
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything of the state that is a tensor, by name; see `restore`."""
+        state = {"generator": self.generator.get_state()}
+        for name, module in (("energy", self.energy), ("average", self.average)):
+            state |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for number, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer/{number}/{key}"] = value
+        if self.bank is not None:
+            state["bank"] = self.bank.images
+        return state
+
+    def state(self) -> JSON:
+        """The rest of the state."""
+        watchdog = {"gradients": self.watchdog.gradients, "gaps": self.watchdog.gaps}
+        return {"step": self.step, "attempts": self.attempts, "pending": self.pending, "watchdog": watchdog}
+
+    def restore(self, tensors: dict[str, Tensor], state: JSON) -> None:
+        """Stand where `tensors()` and `state()` were taken."""
+        self.generator.set_state(tensors["generator"])
+        for name, module in (("energy", self.energy), ("average", self.average)):
+            module.load_state_dict({key: tensors[f"{name}/{key}"] for key in module.state_dict()})
+        self.optimizer = self._optimizer()
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, number, key = name.split("/")
+                parameter = self.parameters[int(number)]
+                like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
+                self.optimizer.state[parameter][key] = like.copy_(value)  # keeps the parameter's memory layout
+        if self.bank is not None:
+            self.bank = Bank(tensors["bank"])
+        self.step, self.attempts, self.pending = state["step"], state["attempts"], state["pending"]
+        self.watchdog = Watchdog(**state["watchdog"])
+
+
+def build_energy(settings: EnergySettings) -> Network:
+    """The untrained network that the settings describe, or the weights that they start from."""
+    if settings.model == "local":
+        energy: Network = LocalEnergy(settings.widths, settings.blocks)
+    else:
+        energy = SNGANEnergy(settings.width, train_size=settings.size)
+    if settings.init is None:
+        return energy
+    loaded = load_model(settings.init).energy
+    assert isinstance(loaded, Network)
+    if loaded.config != energy.config:
+        raise InputError(f"{settings.init} is {loaded.config}, the settings ask for {energy.config}; make them agree")
+    return loaded.requires_grad_(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What does not change the result: where it runs, how often it is saved, who is told."""
+
+    workers: Workers
+    report: Report = lambda line: None
+    stop: Callable[[], bool] = lambda: False
+    checkpoint_minutes: float = 3.0
+    overwrite: bool = False
+    command: str = "from Python"
+
+
+def train_energy(
+    source: Path, out: Path, settings: EnergySettings, *, holdout: Path | None = None, runtime: Runtime | None = None
+) -> JSON:
+    """Train an energy on a set of images, or go on with it.
+
+    Args:
+        source: anything `open_source` recognizes.
+        out: the run's folder; one that exists is continued.
+        settings: what to train and how.
+        holdout: images for validation; without it the last 256 of `source` (at most a fifth) are held out.
+        runtime: device, reports and such.
+
+    Returns:
+        The card of the best model (`out / "model.json"`).
+
+    Raises:
+        MismatchError: `out` holds a run with other settings or images.
+        DivergedError: training diverged after three rollbacks.
+        Interrupted: `runtime.stop` asked for it; a checkpoint was written.
+    """
+    runtime = runtime or Runtime(workers=Workers())
+    return _Run(source, out, settings.resolved(), holdout, runtime).go()
+
+
+class _Run:
+    def __init__(
+        self, source: Path, out: Path, settings: EnergySettings, holdout: Path | None, runtime: Runtime
+    ) -> None:
+        self.source, self.out, self.settings, self.runtime = source, out, settings, runtime
+        self.workers, self.report = runtime.workers, runtime.report
+        self.main = self.workers.rank == 0
+        out.mkdir(parents=True, exist_ok=True)
+        if runtime.overwrite and self.main:
+            _clear(out)
+        cache = out / "images.npy" if self.main else None
+        images, self.data = load_images(source, settings.size, cache=cache, report=self.report)
+        if holdout is None:
+            n = min(_HELD_OUT, len(images) // 5)
+            images, held = images[: len(images) - n], images[len(images) - n :]
+            self.held_data: JSON = {"images": n, "of": "the end of the training source, left out of training"}
+        else:
+            held, self.held_data = load_images(holdout, settings.size)
+        if not len(held):
+            raise InputError(f"{source}: {len(images)} images are too few to hold some out; give at least 5, or --holdout")
+        chosen = to_pm1(torch.from_numpy(held[: settings.validation_images]).permute(0, 3, 1, 2))
+        self.held = chosen.to(self.workers.device)
+        self.images = images
+        self.sampler = LangevinConfig(
+            n_steps=int(_known(settings.sample_steps)),
+            step_size=_known(settings.sample_step_size),
+            temperature=_known(settings.sample_temperature),
+        )
+        self.trainer = Trainer(settings, images, self.workers)
+        self.best = math.inf
+        self.minutes = 0.0
+        self.fresh = True  # a checkpoint was written since the last rollback
+        self.plan = self._plan()
+        self.log: ScalarLog | None = None
+
+    def go(self) -> JSON:
+        self._resume()
+        self.log = ScalarLog(self.out, self.trainer.step) if self.main else None
+        self.since = self.saved = time.monotonic()
+        try:
+            while self.trainer.step < self.plan[-1].stop:
+                self._one_step()
+            return self._finish()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _one_step(self) -> None:
+        trainer = self.trainer
+        phase = next(phase for phase in self.plan if trainer.step < phase.stop)
+        if trainer.step == phase.start:
+            trainer.enter(phase)
+            self.best = math.inf  # a model of the objective replaces any of the warm start
+        problem = trainer.advance(phase)
+        if problem:
+            self._roll_back(problem)
+            return
+        if trainer.step % _LOG_EVERY == 0 or trainer.step == phase.stop:
+            self._write_log(phase)
+        if trainer.step % self._validate_every() == 0 or trainer.step == phase.stop:
+            self._validate(phase)
+        stop = self.workers.any(self.runtime.stop())
+        due = time.monotonic() - self.saved > self.runtime.checkpoint_minutes * 60
+        if stop or trainer.step == self.plan[-1].stop or self.workers.any(due):
+            self._save()
+        if stop and trainer.step < self.plan[-1].stop:
+            raise Interrupted(f"stopped at step {trainer.step:,}; repeat the same command to go on")
+
+    def _validate_every(self) -> int:
+        return self.settings.validate_every or max(self.plan[-1].stop // 10, 1)
+
+    def _plan(self) -> list[Phase]:
+        """The stored plan of this run, or a new one: phases in steps, once and for all."""
+        path = self.out / "run.json"
+        stored = json.loads(path.read_text("utf-8")) if path.exists() else None
+        wanted = json.loads(json.dumps({"settings": asdict(self.settings), "data": self.data, "held_out": self.held_data}))
+        if stored is not None:
+            _refuse_differences(stored, wanted, self.out)
+            return [Phase(**phase) for phase in stored["plan"]]
+        settings, plan, start = self.settings, [], 0
+        kinds = [("warm", settings.warm_steps, settings.warm_minutes, settings.warm_lr)] if settings.has_warm_start else []
+        kinds += [(settings.objective, settings.steps, settings.minutes, _known(settings.lr))]
+        for name, steps, minutes, lr in kinds:
+            n = steps if minutes is None else max(1, round(minutes * 60 / self._seconds_per_step(name)))
+            plan.append(Phase(name, start, start + int(self.workers.largest(n)), lr))
+            start = plan[-1].stop
+        if plan[-1].stop == plan[-1].start:
+            raise InputError("nothing to train: give --steps or --minutes")
+        if self.main:
+            record = {**wanted, "plan": [asdict(phase) for phase in plan], "command": self.runtime.command}
+            write_atomically(path, json.dumps(record, indent=2).encode())
+        self.report("plan: " + ", ".join(f"{phase.name} {phase.stop - phase.start:,} steps" for phase in plan))
+        return plan
+
+    def _seconds_per_step(self, name: str) -> float:
+        """Measured on a trainer that is thrown away: two steps, then as many as fit into ten seconds."""
+        trainer, phase = Trainer(self.settings, self.images, self.workers), Phase(name, 0, 10**9, 1e-6)
+        trainer.advance(phase)
+        trainer.advance(phase)
+        start = time.monotonic()
+        while time.monotonic() - start < _MEASURED_SECONDS:
+            trainer.advance(phase)
+            if trainer.step >= 52:
+                break
+        return (time.monotonic() - start) / max(trainer.step - 2, 1)
+
+    def _resume(self) -> None:
+        folder, rank = self.out / "checkpoints", self.workers.rank
+        found = checkpoints(folder, rank=rank)
+        newest = int(found[-1].name[5:14]) if found else -1
+        step = int(-self.workers.largest(-newest))  # what every process has
+        if step < 0:
+            self._save()
+            return
+        for path in found:
+            if int(path.name[5:14]) == step:
+                self._load(path)
+        self.report(f"going on from step {self.trainer.step:,} of {self.plan[-1].stop:,}")
+
+    def _save(self) -> None:
+        problem = check_parameters([*self.trainer.parameters, *self.trainer.averaged])
+        if problem and self.trainer.step:
+            self._roll_back(problem)
+            return
+        now = time.monotonic()
+        self.minutes += (now - getattr(self, "since", now)) / 60
+        self.since = self.saved = now
+        best = None if math.isinf(self.best) else self.best
+        state = {**self.trainer.state(), "best": best, "minutes": self.minutes}
+        save_checkpoint(
+            self.out / "checkpoints", self.trainer.step, self.trainer.tensors(), state, rank=self.workers.rank
+        )
+        self.fresh = True
+
+    def _load(self, path: Path) -> JSON:
+        tensors, state = load_checkpoint(path)
+        self.trainer.restore(tensors, state)
+        self.best = math.inf if state["best"] is None else state["best"]
+        self.minutes = state["minutes"]
+        return state
+
+    def _roll_back(self, problem: str) -> None:
+        """Go back to the newest checkpoint (to the one before, if that was tried), with half the rate and other noise."""
+        attempts, at = self.trainer.attempts + 1, self.trainer.step
+        if attempts > MAX_ATTEMPTS:
+            raise DivergedError(
+                f"training diverged at step {at:,}: {problem}. It was rolled back {MAX_ATTEMPTS} times before, each time"
+                f" with half the learning rate. Try a smaller --lr, or look at {self.out / 'diagnostics'}"
+            )
+        found = checkpoints(self.out / "checkpoints", rank=self.workers.rank)
+        if not self.fresh and len(found) > 1:
+            found.pop().unlink()
+        best = self.best
+        self._load(found[-1])
+        self.best = min(best, self.best)
+        self.trainer.attempts = attempts
+        self.trainer.generator.manual_seed((self.settings.seed * 1009 + self.workers.rank) * 31 + attempts)
+        if self.log is not None:
+            self.log.rewind(self.trainer.step)
+        self._save()
+        self.fresh = False
+        self.report(
+            f"diverged at step {at:,}: {problem}; back to step {self.trainer.step:,}"
+            f" with {0.5**attempts:g} of the learning rate (attempt {attempts} of {MAX_ATTEMPTS})"
+        )
+
+    def _write_log(self, phase: Phase) -> None:
+        losses, norms, gaps = zip(*self.trainer.pending, strict=True)
+        self.trainer.pending = []
+        values: JSON = {"phase": phase.name, "loss": _mean(losses), "gradient_norm": _mean(norms)}
+        if phase.name == "mle":
+            values["energy_gap"] = _mean(gaps)
+        values["lr"] = phase.rate(self.trainer.step - 1, self.settings) * 0.5**self.trainer.attempts
+        minutes = self.minutes + (time.monotonic() - self.since) / 60
+        if self.log is not None:
+            self.log.write(self.trainer.step, {**values, "minutes": round(minutes, 3)})
+        if self.trainer.step % (5 * _LOG_EVERY) == 0:
+            done, total = self.trainer.step, self.plan[-1].stop
+            self.report(f"{phase.name} step {done:,}/{total:,}  loss {values['loss']:.4g}  {minutes:.1f} min")
+
+    def _validate(self, phase: Phase) -> None:
+        """Purify the held-out set with the averaged weights; keep them if none were better."""
+        result = validate(self.trainer.average, self.held, self.sampler, seed=self.settings.seed)
+        better = result["figure"] < self.best  # false for NaN
+        self.best = result["figure"] if better else self.best
+        if self.log is None:
+            return
+        survival = {f"survival_{name}": kind["survival"] for name, kind in result["perturbations"].items()}
+        flat = {"figure": result["figure"], "clean_psnr": result["clean_psnr"], **survival, "validation": result}
+        self.log.write(self.trainer.step, flat)
+        draw_curves(self.log.path, self.out / "diagnostics")
+        shares = " ".join(f"{name} {kind['survival']:.2f}" for name, kind in result["perturbations"].items())
+        mark = " (best)" if better else ""
+        self.report(
+            f"{phase.name} step {self.trainer.step:,}: clean {result['clean_psnr']:.2f} dB, survival {shares},"
+            f" figure {result['figure']:.5f}{mark}"
+        )
+        if better:
+            save_model(self.out / "model.safetensors", self.trainer.average, self._card(phase, result))
+
+    def _card(self, phase: Phase, validation: JSON) -> JSON:
+        minutes = self.minutes + (time.monotonic() - self.since) / 60
+        return {
+            "description": f"{self.settings.model} energy for images of {self.settings.size} px, objective {self.settings.objective}",
+            "objective": self.settings.objective,
+            "data": f"{self.data['images']:,} images of {self.source}",
+            "training_data": {"source": str(self.source), **self.data},
+            "held_out": self.held_data,
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "plan": [asdict(phase) for phase in self.plan],
+            "step": self.trainer.step,
+            "phase": phase.name,
+            "minutes": round(minutes, 2),
+            "attempts": self.trainer.attempts,
+            "command": self.runtime.command,
+            "versions": _versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sampler": asdict(self.sampler),
+            "validation": validation,
+        }
+
+    def _finish(self) -> JSON:
+        """Pictures and the final card of the best model; the last weights beside it."""
+        path = self.out / "model.safetensors"
+        if not self.main:
+            return {}
+        best = load_model(path, self.workers.device)
+        card = best.card
+        if "auto_steps" not in card:
+            save_model(self.out / "last.safetensors", self.trainer.average, {**card, "step": self.trainer.step})
+            assert self.log is not None
+            auto = draw_diagnostics(
+                best.energy, self.held, self.sampler, self.out / "diagnostics", log=self.log.path, seed=self.settings.seed
+            )
+            card["auto_steps"] = auto
+            card["curves"] = _curves(self.log.path)
+            card["total_minutes"] = round(self.minutes, 2)
+            save_model(path, best.energy, card)
+        self.report(f"done: {path}")
+        return card
+
+
+def _refuse_differences(stored: JSON, wanted: JSON, out: Path) -> None:
+    for part, values in wanted.items():
+        old = stored[part]
+        names = [name for name in sorted({*old, *values}) if old.get(name) != values.get(name)]
+        if names:
+            told = "; ".join(f"{part}.{name} was {old.get(name)!r}, now {values.get(name)!r}" for name in names)
+            raise MismatchError(f"{out} holds another run ({told}); choose another --out, or --overwrite it")
+
+
+def _clear(out: Path) -> None:
+    for path in (out / "run.json", out / "model.safetensors", out / "model.json", out / "scalars.jsonl"):
+        path.unlink(missing_ok=True)
+    for path in (out / "checkpoints").glob("step-*"):
+        path.unlink()
+
+
+def _curves(path: Path) -> JSON:
+    from pureebm.training.diagnostics import curves
+
+    return {name: [[step, round(value, 6)] for step, value in points] for name, points in curves(path, 100).items()}
+
+
+def _versions() -> JSON:
+    from importlib.metadata import version
+
+    return {"pureebm": version("pureebm"), "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def _known(value: float | None) -> float:
+    assert value is not None, "settings must be resolved"
+    return value

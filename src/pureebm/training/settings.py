@@ -1,0 +1,103 @@
+"""What can be set about the training of an energy: one frozen dataclass, read by the command line too.
+
+The text beside a field is its `--help`. No torch here, so that showing the help stays fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from pureebm.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergySettings:
+    """Network, objective, optimiser and sampler of one training. Lengths are in units of [-1, 1].
+
+    A number that is None takes the default of the objective (see `resolved`).
+    """
+
+    objective: Annotated[Literal["dsm", "mle"], "denoising score matching, or the paper's maximum likelihood"] = "dsm"
+    preset: Annotated[
+        Literal["code", "paper"], "mle: optimiser, data noise and bank of the authors' code or of the paper"
+    ] = "code"
+    model: Annotated[Literal["local", "sngan"], "the light network or the paper's"] = "local"
+    widths: Annotated[tuple[int, ...], "local: channels at 1/2, 1/4, ... of the resolution"] = (48, 96)
+    blocks: Annotated[tuple[int, ...], "local: residual blocks at each of them"] = (2, 2)
+    width: Annotated[int, "sngan: channels; 128 is the published network"] = 128
+    size: Annotated[int, "side in pixels that every image is brought to"] = 32
+    batch: Annotated[int, "images a step (on each device)"] = 64
+    steps: Annotated[int, "steps of the objective"] = 20_000
+    minutes: Annotated[
+        float | None, "instead of --steps: as many steps as fit, by the speed measured at the start; then fixed"
+    ] = None
+    warm_steps: Annotated[int, "dsm, local: steps of the warm start as a plain denoiser"] = 0
+    warm_minutes: Annotated[float | None, "instead of --warm-steps"] = None
+    lr: Annotated[float | None, "learning rate (default: dsm 6e-4, mle as the preset says)"] = None
+    warm_lr: Annotated[float, "learning rate of the warm start"] = 2e-3
+    lr_warmup: Annotated[int, "steps over which the rate grows at the start of each phase"] = 100
+    grad_clip: Annotated[float | None, "largest gradient norm; 0 is none (default: dsm 1, mle none)"] = None
+    ema: Annotated[float, "decay of the running average of the weights"] = 0.999
+    augment: Annotated[Literal["flip", "none"], "random change of a training image"] = "flip"
+    sigma_min: Annotated[float, "dsm: least standard deviation of the noise"] = 0.02
+    sigma_max: Annotated[float, "dsm: largest standard deviation of the noise"] = 0.4
+    energy_unit: Annotated[
+        float | None, "dsm: E / (unit * sigma^2) is fitted to the log density at noise sigma (default: local 1, sngan .1)"
+    ] = None
+    chain_steps: Annotated[int, "mle: Langevin updates of a negative each step"] = 100
+    chain_step_size: Annotated[float, "mle: their step size"] = 1.25e-2
+    temperature: Annotated[float, "mle: temperature of the density, exp(-E / T)"] = 1e-4
+    data_noise: Annotated[float | None, "mle: noise on the data (default: code .015, paper .02)"] = None
+    bank_size: Annotated[int, "mle: number of persistent negatives"] = 10_000
+    rejuvenation: Annotated[float, "mle: chance that a negative is replaced by a noisy image"] = 0.05
+    init: Annotated[str | None, "weights to start from: a model's name or .safetensors file"] = None
+    seed: Annotated[int, "fixes every draw"] = 0
+    validate_every: Annotated[int | None, "steps between validations (default: 10 in all)"] = None
+    validation_images: Annotated[int, "held-out images that a validation purifies"] = 128
+    sample_steps: Annotated[int | None, "steps of the model's own sampler (default: dsm 60, mle 150)"] = None
+    sample_step_size: Annotated[float | None, "its step size (default: dsm .02, mle as the chains)"] = None
+    sample_temperature: Annotated[float | None, "its temperature (default: dsm .03^2 * unit, mle as trained)"] = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "size", "width", "validation_images", "chain_steps", "bank_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "warm_steps", "lr_warmup"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("minutes", "warm_minutes", "lr", "warm_lr", "energy_unit", "temperature", "chain_step_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):  # also catches NaN
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        if not 0 < self.sigma_min <= self.sigma_max:
+            raise InputError(f"sigma_min and sigma_max must be 0 < min <= max, got {self.sigma_min}, {self.sigma_max}")
+        for name in ("ema", "rejuvenation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
+        if self.objective == "mle" and self.bank_size < self.batch:
+            raise InputError(f"bank_size must be at least the batch ({self.batch}), got {self.bank_size}")
+        if self.has_warm_start and (self.model != "local" or self.objective != "dsm"):
+            raise InputError("a warm start needs --objective dsm and --model local; leave out --warm-steps/--warm-minutes")
+
+    @property
+    def has_warm_start(self) -> bool:
+        """Whether training begins with a plain denoiser."""
+        return bool(self.warm_steps or self.warm_minutes)
+
+    def resolved(self) -> EnergySettings:
+        """The same settings with every None that has a default replaced by it."""
+        dsm, code = self.objective == "dsm", self.preset == "code"
+        unit = self.energy_unit or (1.0 if self.model == "local" else 0.1)
+        defaults = {
+            "lr": 6e-4 if dsm else (1e-4 if code else 5e-5),
+            "grad_clip": 1.0 if dsm else 0.0,
+            "energy_unit": unit,
+            "data_noise": 0.015 if code else 0.02,
+            "sample_steps": 60 if dsm else 150,
+            "sample_step_size": 0.02 if dsm else self.chain_step_size,
+            "sample_temperature": 0.03**2 * unit if dsm else self.temperature,
+        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        missing = {name: value for name, value in defaults.items() if values[name] is None}
+        return EnergySettings(**{**values, **missing})

@@ -1,0 +1,123 @@
+"""Langevin dynamics against answers that are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pureebm.errors import InputError
+from pureebm.sampling.langevin import LangevinConfig, StepTrace, langevin
+from pureebm.sampling.noise import CounterNoise
+
+
+def quadratic(images: Tensor) -> Tensor:
+    return images.square().sum(dim=(1, 2, 3)) / 2
+
+
+def flat(images: Tensor) -> Tensor:
+    return 0 * images.sum(dim=(1, 2, 3))
+
+
+def gaussian(count: int, seed: int = 0) -> CounterNoise:
+    return CounterNoise(seed, [str(i) for i in range(count)])
+
+
+def test_a_chain_settles_at_the_exact_variance_of_a_quadratic_energy() -> None:
+    # For E = |x|^2 / 2 an update is x <- a x + s z, a = 1 - s^2 / 2T: an AR(1) chain whose
+    # variance is s^2 / (1 - a^2), the discretisation included.
+    s, t = 0.1, 0.01
+    a = 1 - s**2 / (2 * t)
+    config = LangevinConfig(n_steps=60, step_size=s, temperature=t)
+    end = langevin(quadratic, torch.ones(4096, 1, 4, 4), config, noise=gaussian(4096))
+    assert end.mean().item() == pytest.approx(0.0, abs=2e-3)
+    assert end.var().item() == pytest.approx(s**2 / (1 - a**2), rel=0.02)
+
+
+def test_without_an_energy_noise_accumulates_as_the_root_of_the_steps() -> None:
+    config = LangevinConfig(n_steps=150, step_size=1.25e-2)
+    end = langevin(flat, torch.zeros(64, 3, 16, 16), config, noise=gaussian(64))
+    assert end.std().item() == pytest.approx(1.25e-2 * 150**0.5, rel=0.01)
+
+
+def test_agrees_with_the_authors_loop_restated() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 1))
+    start = torch.rand(5, 3, 8, 8) * 2 - 1
+    noise = gaussian(5, seed=3)
+    x = torch.autograd.Variable(start.clone(), requires_grad=True)
+    for step in range(20):
+        energy = net(x).sum() / 1e-4
+        gradient = torch.autograd.grad(energy, [x])[0]
+        x.data += -0.5 * 1.25e-2**2 * gradient + 1.25e-2 * noise(step + 1, start)
+    ours = langevin(lambda images: net(images).squeeze(1), start, LangevinConfig(n_steps=20), noise=noise)
+    assert torch.allclose(ours, x.detach(), rtol=0, atol=2e-6)
+
+
+def test_zero_steps_change_nothing_and_the_input_is_left_alone() -> None:
+    start = torch.rand(2, 3, 8, 8)
+    kept = start.clone()
+    config = LangevinConfig(n_steps=0, initial_noise=0.3)
+    end = langevin(quadratic, start, config, noise=gaussian(2))
+    assert torch.equal(end, start) and end.data_ptr() != start.data_ptr()
+    langevin(quadratic, start, LangevinConfig(n_steps=3), noise=gaussian(2))
+    assert torch.equal(start, kept)
+
+
+def test_without_noise_it_is_gradient_descent() -> None:
+    config = LangevinConfig(n_steps=7, step_size=0.1, temperature=0.02, noise=0)
+    end = langevin(quadratic, torch.ones(1, 1, 4, 4), config, noise=gaussian(1))
+    assert torch.allclose(end, torch.full_like(end, (1 - 0.1**2 / 0.04) ** 7))
+
+
+def test_a_schedule_runs_geometrically_from_start_to_end() -> None:
+    config = LangevinConfig(n_steps=3, step_size=0.4, step_size_end=0.1, temperature=1.0, temperature_end=0.01)
+    assert [config.at(step) for step in range(3)] == [
+        pytest.approx(pair) for pair in ((0.4, 1.0), (0.2, 0.1), (0.1, 0.01))
+    ]
+    x = 1.0
+    for s, t in ((0.4, 1.0), (0.2, 0.1), (0.1, 0.01)):
+        x -= s**2 / 2 * x / t
+    config = LangevinConfig(
+        n_steps=3, step_size=0.4, step_size_end=0.1, temperature=1.0, temperature_end=0.01, noise=0
+    )
+    end = langevin(quadratic, torch.ones(1, 1, 2, 2), config, noise=gaussian(1))
+    assert torch.allclose(end, torch.full_like(end, x))
+
+
+def test_initial_noise_is_added_once() -> None:
+    config = LangevinConfig(n_steps=1, step_size=1e-6, initial_noise=0.25, noise=0)
+    noise = gaussian(1)
+    start = torch.zeros(1, 3, 8, 8)
+    assert torch.allclose(langevin(flat, start, config, noise=noise), 0.25 * noise(0, start))
+
+
+def test_the_trace_holds_energy_gradient_and_displacement_of_every_step() -> None:
+    seen: list[StepTrace] = []
+    config = LangevinConfig(n_steps=2, step_size=0.2, temperature=0.04, noise=0)  # halves x
+    langevin(quadratic, torch.ones(2, 1, 2, 2), config, noise=gaussian(2), on_step=seen.append)
+    assert [trace.step for trace in seen] == [0, 1, 2]
+    assert [trace.energy[0].item() for trace in seen] == pytest.approx([2, 0.5, 0.125])
+    assert [trace.gradient_norm[1].item() for trace in seen] == pytest.approx([2, 1, 0.5])
+    assert [trace.displacement[1].item() for trace in seen] == pytest.approx([0, 1, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_steps": -1}, "n_steps must be 0 or more, got -1"),
+        ({"step_size": float("nan")}, "step_size must be above 0 and finite, got nan"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"noise": -0.5}, "noise must be 0 or more"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(values: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LangevinConfig(**values)  # type: ignore[arg-type]
+
+
+def test_an_energy_of_another_shape_and_images_of_another_type_are_refused() -> None:
+    with pytest.raises(InputError, match=r"must return \(2,\)"):
+        langevin(lambda x: x.sum(), torch.zeros(2, 3, 4, 4), LangevinConfig(n_steps=1), noise=gaussian(2))
+    with pytest.raises(InputError, match="must be .* float32"):
+        langevin(quadratic, torch.zeros(2, 3, 4, 4).double(), LangevinConfig(), noise=gaussian(2))
