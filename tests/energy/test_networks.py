@@ -11,6 +11,7 @@ from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.errors import InputError
 from pureebm.sampling.langevin import energy_and_gradient
 
+
 def small(name: str) -> nn.Module:
     torch.manual_seed(0)
     net = SNGANEnergy(8) if name == "sngan" else LocalEnergy((8, 12), (1, 1))

@@ -78,9 +78,7 @@ def test_a_schedule_runs_geometrically_from_start_to_end() -> None:
     x = 1.0
     for s, t in ((0.4, 1.0), (0.2, 0.1), (0.1, 0.01)):
         x -= s**2 / 2 * x / t
-    config = LangevinConfig(
-        n_steps=3, step_size=0.4, step_size_end=0.1, temperature=1.0, temperature_end=0.01, noise=0
-    )
+    config = LangevinConfig(n_steps=3, step_size=0.4, step_size_end=0.1, temperature=1.0, temperature_end=0.01, noise=0)
     end = langevin(quadratic, torch.ones(1, 1, 2, 2), config, noise=gaussian(1))
     assert torch.allclose(end, torch.full_like(end, x))
 

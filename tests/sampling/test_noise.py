@@ -78,9 +78,7 @@ def test_noise_is_standard_normal() -> None:
 def test_recorded_values_stay() -> None:
     z = CounterNoise(123, ["class/b.jpg"])(2, torch.zeros(1, 1, 2, 2)).flatten()
     low, high = id_words(["class/b.jpg"])[0].tolist()
-    words = philox4x32(
-        (torch.tensor([0]), torch.tensor([2]), torch.tensor([low]), torch.tensor([high])), (123, 0)
-    )
+    words = philox4x32((torch.tensor([0]), torch.tensor([2]), torch.tensor([low]), torch.tensor([high])), (123, 0))
     u = [((int(word) >> 8) + 0.5) / 2**24 for word in words]
     r, s = (-2 * np.log(u[0])) ** 0.5, (-2 * np.log(u[2])) ** 0.5
     a, b = 2 * np.pi * u[1], 2 * np.pi * u[3]

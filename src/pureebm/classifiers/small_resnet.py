@@ -20,7 +20,7 @@ STD = (0.2471, 0.2435, 0.2616)
 
 
 class SmallResNet(nn.Module):
-    """uint8 or [-1, 1] images (N, 3, H, W) -> logits (N, n_classes); H and W multiples of 8.
+    """Images (N, 3, H, W) in [-1, 1] -> logits (N, n_classes); H and W multiples of 8.
 
     It normalizes its input itself, so attacks, training and tests all speak [-1, 1].
 
@@ -41,14 +41,16 @@ class SmallResNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 2 - 1, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 2, persistent=False)
         self.stem = _ConvNorm(12, w0)
-        self.stages = nn.Sequential(_ConvNorm(w0, w1, stride=2), _Residual(w1), _ConvNorm(w1, w2, stride=2), _Residual(w2))
+        self.stages = nn.Sequential(
+            _ConvNorm(w0, w1, stride=2), _Residual(w1), _ConvNorm(w1, w2, stride=2), _Residual(w2)
+        )
         self.head = nn.Linear(w2, n_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, widths[2]), what the linear head reads."""
         x = F.pixel_unshuffle((images - self.mean) / self.std, 2)
         h: Tensor = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
-        return h.amax(dim=(2, 3))
+        return h.mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))

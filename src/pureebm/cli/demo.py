@@ -14,7 +14,7 @@ from pureebm.cli.progress import show_progress
 if TYPE_CHECKING:
     from pureebm.evaluation.demo import DemoResult
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -49,7 +49,8 @@ def _say_result(result: DemoResult) -> None:
         energies = f"{group.energy_before:15.3f}{group.energy_after:9.3f}"
         say(f"{name:10}{group.n_images:8}{energies}{group.psnr:7.1f} dB")
     say("")
-    say(f"{result.paired_share:.0%} of the poisoned images ({result.target_class}) had more energy than their originals.")
+    say(f"{result.paired_share:.0%} of the poisoned {result.target_class}s have more energy than their originals.")
+    say(f"AUROC of energy, poisoned against clean: {result.auroc_before:.2f} before, {result.auroc_after:.2f} after.")
     say(f"{result.trigger_survival:.0%} of the trigger survives in the purified files.")
     say(f"Before:  {result.untrusted}")
     say(f"After:   {result.purified}, in {result.seconds:.0f} s")

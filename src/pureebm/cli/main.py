@@ -39,7 +39,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 GROUPS = frozenset({"train", "bench", "models"})
 """Commands that have subcommands of their own."""
 
-UsageError = typer.BadParameter.__mro__[1]  # the base of usage errors, wherever typer keeps its copy of click
+UsageError: Any = typer.BadParameter.__mro__[1]  # the base of usage errors, wherever typer keeps its copy of click
 
 
 class LazyGroup(TyperGroup):
@@ -55,7 +55,11 @@ class LazyGroup(TyperGroup):
             raise InputError(f"unknown command {cmd_name!r}{hint} Known: {', '.join(COMMANDS)}")
         app = importlib.import_module(f"pureebm.cli.{cmd_name}").app
         app.rich_markup_mode = None  # plain help: rich alone takes as long to import as all the rest
-        return get_group(app) if cmd_name in GROUPS else get_command(app)
+        if cmd_name not in GROUPS:
+            return get_command(app)
+        group = get_group(app)
+        group.help = COMMANDS[cmd_name]
+        return group
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -104,9 +108,9 @@ def run(arguments: list[str]) -> int:
         return _fail(_describe(error), InputError.exit_code, arguments)
     except UsageError as error:
         if "--json" not in arguments:
-            error.show()  # type: ignore[attr-defined]
+            error.show()
             return InputError.exit_code
-        return _fail(error.format_message(), InputError.exit_code, arguments)  # type: ignore[attr-defined]
+        return _fail(error.format_message(), InputError.exit_code, arguments)
     except Exception as error:
         traceback.print_exc()
         return _fail(f"internal error, please report it: {error!r}", InputError.exit_code, arguments)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pureebm.energy.weights import LoadedModel
     from pureebm.types import JSON
 
-app = typer.Typer(help="List, describe and verify the bundled models.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")

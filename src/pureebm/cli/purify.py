@@ -14,7 +14,7 @@ from pureebm.cli.progress import duration, show_progress, stop_on_signals
 if TYPE_CHECKING:
     from pureebm.purify.job import Plan, RunRecord
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -50,9 +50,7 @@ def purify(
     from pureebm.energy.weights import load_model
     from pureebm.purify.job import JobConfig, plan, run
 
-    config = JobConfig(
-        seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch
-    )
+    config = JobConfig(seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch)
     loaded = load_model(model, device=place)
     settings = options.langevin_config(
         loaded, sampler=sampler, steps=steps, step_size=step_size, temperature=temperature, noise=noise

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pureebm.cli import options
 from pureebm.cli.options import DEFAULT_MODEL, emit, say
-from pureebm.cli.progress import show_progress
+from pureebm.cli.progress import show_progress, stop_on_signals
+
+if TYPE_CHECKING:
+    from pureebm.purify.score import Scores
+    from pureebm.types import JSON
 
 N_SHOWN = 10
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -37,13 +41,28 @@ def score(
 
     loaded = load_model(model, device=place)
     stage = options.langevin_stage(loaded, options.langevin_config(loaded), device=place, precision="float32")
-    with show_progress() as progress:
-        table = score_source(source, stage, out=out, limit=limit, progress=progress)
-    energies = table["energy"].to_pylist()
-    top = table.slice(0, N_SHOWN).to_pylist()
-    if json_:
-        spread = {"mean": sum(energies) / len(energies), "min": min(energies), "max": max(energies)}
-        return emit({"count": len(energies), "out": str(out), "top": top, "energies": spread})
-    for row in top:
+    with stop_on_signals() as stop, show_progress() as progress:
+        scores = score_source(source, stage, out=out, limit=limit, progress=progress, stop=stop)
+    emit(_summary(scores, out)) if json_ else _say_scores(scores, out)
+    raise typer.Exit(scores.exit_code)
+
+
+def _summary(scores: Scores, out: Path) -> JSON:
+    energies = scores.table["energy"].to_pylist()
+    return {
+        "count": len(energies),
+        "out": str(out),
+        "top": scores.table.slice(0, N_SHOWN).to_pylist(),
+        "energies": {"max": energies[0], "median": energies[len(energies) // 2], "min": energies[-1]}
+        if energies
+        else None,
+        "failures": scores.failures,
+    }
+
+
+def _say_scores(scores: Scores, out: Path) -> None:
+    for row in scores.table.slice(0, N_SHOWN).to_pylist():
         say(f"{row['energy']:12.4f}  {row['id']}")
-    say(f"{len(energies):,} energies, highest first -> {out}")
+    for name, message in scores.failures.items():
+        say(f"no energy: {name}: {message}")
+    say(f"{len(scores.table):,} energies, highest first -> {out}")

@@ -41,7 +41,9 @@ def _energy(
         bool, typer.Option("--accelerate", help="One of several processes (`accelerate launch`; needs the extra).")
     ] = False,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 3.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop the run that OUT holds, and begin again.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop the run that OUT holds, and begin again.")
+    ] = False,
     json_: Json = False,
     **settings: Any,
 ) -> None:
@@ -52,7 +54,8 @@ def _energy(
     use_threads(threads)
     from pureebm.training.energy import Runtime, train_energy
 
-    chosen = EnergySettings(**{name: _numbers(value) if name in _LISTS else value for name, value in settings.items()})
+    settings |= {name: _numbers(settings[name]) for name in _LISTS}
+    chosen = EnergySettings(**settings)
     workers = _workers(device, accelerate)
     with stop_on_signals() as stop:
         runtime = Runtime(
@@ -103,7 +106,7 @@ def _with_settings(command: Any) -> Any:
     plain = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     run.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in plain}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 

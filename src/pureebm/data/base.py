@@ -117,5 +117,3 @@ class Source(Protocol):
     def open_sink(self, staging: Path) -> Sink:
         """A sink that writes this kind; `staging` is created if missing and may hold earlier chunks."""
         ...
-
-

@@ -21,9 +21,7 @@ MIN_SIZE = 16
 def check_images(images: Tensor) -> None:
     """Raise `InputError` unless `images` is (N, C, H, W) floating point of at least 16 px."""
     if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(
-            f"images must be (N, C, H, W) floating point, got {tuple(images.shape)} {images.dtype}"
-        )
+        raise InputError(f"images must be (N, C, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
     if min(images.shape[2:]) < MIN_SIZE:
         height, width = images.shape[2:]
         raise InputError(f"images must be at least {MIN_SIZE} px high and wide, got {height}x{width}")

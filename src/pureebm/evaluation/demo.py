@@ -6,10 +6,11 @@ crafted against other images. Nothing here prints; `pureebm demo` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pureebm.attacks.narcissus import add_trigger, poison_rows
 from pureebm.data.open import open_source
 from pureebm.data.ranges import stack, to_pm1, to_uint8
 from pureebm.errors import InputError
+from pureebm.evaluation.metrics import auroc, paired_share, survival
 from pureebm.purify.job import JobConfig, run
 from pureebm.purify.manifest import MANIFEST_NAME, REPORT_NAME
 from pureebm.types import JSON, Progress, Stage
@@ -30,22 +33,22 @@ N_POISONED = 16  # of the 24 images of the trigger's target class
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Images as they were, and a trigger with the class that an attacker would want it to stand for."""
+    """Images as they were, and a trigger with the class that an attacker wants it to stand for."""
 
-    images: NDArray[np.uint8]  # (N, 32, 32, 3)
-    labels: NDArray[np.int64]  # (N,)
+    images: Tensor  # (N, 32, 32, 3) uint8
+    labels: Tensor  # (N,) int64
     classes: tuple[str, ...]
     trigger: Tensor  # (3, 32, 32) float32 in [-1, 1] units, at most 16/255
     target: int
 
     @property
-    def poisoned(self) -> frozenset[int]:
-        """Indices of the images that get the trigger: the first of the target class."""
-        return frozenset(np.flatnonzero(self.labels == self.target)[:N_POISONED].tolist())
+    def poisoned(self) -> list[int]:
+        """Indices of the images that get the trigger, all of the target class, in order."""
+        return poison_rows(self.labels, self.target, N_POISONED, seed=0).sort().values.tolist()
 
     def image_id(self, index: int) -> str:
         """The id that the image has in the untrusted folder."""
-        return f"{self.classes[self.labels[index]]}/{index:04d}.png"
+        return f"{self.classes[int(self.labels[index])]}/{index:04d}.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +64,16 @@ class Group:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
     """Figures of one demonstration; `paired_share` is the share of poisoned images above their own original in
-    energy, `trigger_survival` the share of the trigger that is left in the purified files."""
+    energy, `trigger_survival` the share of the trigger that is left in the purified files, and the `auroc`s say how
+    well energy tells poisoned from clean images (0.5: not at all)."""
 
     clean: Group
     poisoned: Group
     target_class: str
     paired_share: float
     trigger_survival: float
+    auroc_before: float
+    auroc_after: float
     seconds: float
     exit_code: int
     untrusted: Path
@@ -81,32 +87,29 @@ class DemoResult:
 
 def load_sample() -> Sample:
     """The bundled images and trigger."""
-    folder = resources.files("pureebm") / "data" / "demo"
-    with (folder / "cifar10-sample.npz").open("rb") as file:
-        images = dict(np.load(file, allow_pickle=False))
-    with (folder / "trigger.npz").open("rb") as file:
-        poison = dict(np.load(file, allow_pickle=False))
-    classes = tuple(str(name) for name in images["classes"])
+    images, poison = _arrays("cifar10-sample.npz"), _arrays("trigger.npz")
     return Sample(
-        images["images"], images["labels"], classes, torch.from_numpy(poison["trigger"]), int(poison["target"])
+        images=torch.from_numpy(images["images"]),
+        labels=torch.from_numpy(images["labels"]),
+        classes=tuple(str(name) for name in images["classes"]),
+        trigger=torch.from_numpy(poison["trigger"]),
+        target=int(poison["target"]),
     )
 
 
-def add_trigger(images: NDArray[np.uint8], trigger: Tensor) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 plus a (3, H, W) trigger in [-1, 1] units, clamped and rounded."""
-    poisoned = to_pm1(torch.from_numpy(images)) + trigger.permute(1, 2, 0)
-    return np.asarray(to_uint8(poisoned).numpy())
+def _arrays(name: str) -> dict[str, NDArray[Any]]:
+    with (resources.files("pureebm") / "data" / "demo" / name).open("rb") as file:
+        return dict(np.load(file, allow_pickle=False))
 
 
 def write_untrusted(folder: Path, sample: Sample) -> None:
     """The sample as a folder of class folders, its poisoned images with the trigger."""
-    pixels = sample.images.copy()
-    chosen = sorted(sample.poisoned)
-    pixels[chosen] = add_trigger(pixels[chosen], sample.trigger)
-    for index, image in enumerate(pixels):
+    images = sample.images.clone()
+    images[sample.poisoned] = add_trigger(images[sample.poisoned], sample.trigger)
+    for index, image in enumerate(images):
         path = folder / sample.image_id(index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        Image.fromarray(image.numpy()).save(path)
 
 
 def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
@@ -126,16 +129,18 @@ def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = 
     write_untrusted(untrusted, sample)
     record = run(untrusted, purified, stage, JobConfig(seed=seed, overwrite=True), progress=progress)
     rows = {row["id"]: row for row in pq.read_table(purified / MANIFEST_NAME).to_pylist()}
-    groups: dict[bool, list[JSON]] = {True: [], False: []}
-    for index in range(len(sample.images)):
-        groups[index in sample.poisoned].append(rows[sample.image_id(index)])
-    paired, survival = measure_trigger(sample, untrusted, purified, stage, seed=seed)
+    poisoned = {sample.image_id(index) for index in sample.poisoned}
+    clean_rows = [row for name, row in rows.items() if name not in poisoned]
+    poisoned_rows = [row for name, row in rows.items() if name in poisoned]
+    paired, left = measure_trigger(sample, untrusted, purified, stage, seed=seed)
     return DemoResult(
-        clean=_group(groups[False]),
-        poisoned=_group(groups[True]),
+        clean=_group(clean_rows),
+        poisoned=_group(poisoned_rows),
         target_class=sample.classes[sample.target],
         paired_share=paired,
-        trigger_survival=survival,
+        trigger_survival=left,
+        auroc_before=auroc(_column(clean_rows, "energy_before"), _column(poisoned_rows, "energy_before")),
+        auroc_after=auroc(_column(clean_rows, "energy_after"), _column(poisoned_rows, "energy_after")),
         seconds=record.seconds["total"],
         exit_code=record.exit_code,
         untrusted=untrusted,
@@ -144,25 +149,20 @@ def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = 
     )
 
 
-def measure_trigger(
-    sample: Sample, untrusted: Path, purified: Path, stage: Stage, *, seed: int
-) -> tuple[float, float]:
+def measure_trigger(sample: Sample, untrusted: Path, purified: Path, stage: Stage, *, seed: int) -> tuple[float, float]:
     """(paired share, trigger survival) of the poisoned images, from the files.
 
     Their originals are purified under the same ids, and so with the same noise. With the perturbation d as it
-    stands in the files, the survival is the projection of Psi(x + d) - Psi(x) on d.
+    stands in the files, the survival is that of `metrics.survival`.
     """
-    chosen = sorted(sample.poisoned)
-    ids = [sample.image_id(index) for index in chosen]
-    original = stack(list(sample.images[chosen]))
+    ids = [sample.image_id(index) for index in sample.poisoned]
+    original = to_pm1(sample.images[sample.poisoned]).permute(0, 3, 1, 2)
     poisoned, cleaned = _read(untrusted, ids), _read(purified, ids)
     before, after = stage.energies(original), stage.energies(poisoned)
     if before is None or after is None:
         raise InputError("the demonstration needs a purifier with an energy")
     reference = to_pm1(to_uint8(stage.purify_batch(original, ids, seed=seed)))
-    d = poisoned - original
-    survival = ((cleaned - reference) * d).sum() / d.square().sum()
-    return float((after > before).float().mean()), float(survival)
+    return paired_share(before, after), survival(poisoned - original, cleaned - reference)
 
 
 def _read(folder: Path, ids: Sequence[str]) -> Tensor:
@@ -172,13 +172,14 @@ def _read(folder: Path, ids: Sequence[str]) -> Tensor:
     return stack([picture.pixels for name in ids if (picture := loaded[name]) is not None])
 
 
-def _group(rows: Sequence[Mapping[str, float]]) -> Group:
-    def mean(column: str) -> float:
-        return float(np.mean([row[column] for row in rows]))
-
+def _group(rows: Sequence[JSON]) -> Group:
     return Group(
         n_images=len(rows),
-        energy_before=mean("energy_before"),
-        energy_after=mean("energy_after"),
-        psnr=mean("psnr"),
+        energy_before=_column(rows, "energy_before").mean().item(),
+        energy_after=_column(rows, "energy_after").mean().item(),
+        psnr=_column(rows, "psnr").mean().item(),
     )
+
+
+def _column(rows: Sequence[JSON], name: str) -> Tensor:
+    return torch.tensor([row[name] for row in rows])

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from pureebm.data.base import Loaded, Picture, Pixels, Source
 from pureebm.data.ranges import stack, unstack
-from pureebm.errors import InputError, ItemError
+from pureebm.errors import InputError
 from pureebm.types import Stage
 
 MIN_SIDE = 16
 AUTO_BATCH_SIZE = 64
-CHUNK_ITEMS = 512
+CHUNK_ITEMS = 256
 CHUNK_PIXELS = 24 * 2**20  # of one chunk; six chunks or so are in memory at a time
 SPOTS, SPOT_ITEMS = 16, 8  # where and how much a look at a source reads
 
@@ -81,7 +81,7 @@ class Sizes:
         return AUTO_BATCH_SIZE if 2 * sum(full) >= len(self.shapes) else 1
 
     def chunk_items(self) -> int:
-        """Items of one chunk: 512, or fewer if pictures are large, so that memory stays bounded."""
+        """Items of one chunk: 256, or fewer if pictures are large, so that memory stays bounded."""
         return int(max(1, min(CHUNK_ITEMS, CHUNK_PIXELS // self.mean_area)))
 
 
@@ -156,7 +156,7 @@ def score_items(items: Sequence[Loaded], stage: Stage, *, batch_size: int) -> li
             raise InputError("this purifier has no energy, so it cannot score images; choose an energy model")
         for outcome, energy in zip(batch, _floats(energies, len(batch)), strict=True):
             outcome.energy_before = energy
-            if not np.isfinite(energy):
+            if energy is not None and not np.isfinite(energy):
                 outcome.message = f"its energy is {energy}"
     return outcomes
 
@@ -164,7 +164,8 @@ def score_items(items: Sequence[Loaded], stage: Stage, *, batch_size: int) -> li
 def _admit(loaded: Loaded) -> Outcome:
     """Only pictures of at least 16 px are purified."""
     if loaded.picture is None:
-        return Outcome(loaded, message=str(loaded.error or ItemError("cannot be read")))
+        message = str(loaded.error or "cannot be read")
+        return Outcome(loaded, message=message.removeprefix(f"{loaded.item.id}: "))
     height, width = loaded.picture.pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         return Outcome(loaded, message=f"{width}x{height} pixels: both sides must have at least {MIN_SIDE}")
@@ -195,8 +196,10 @@ def _repeat_first(images: Tensor, size: int) -> Tensor:
     return torch.cat([images, images[:1].expand(size - len(images), -1, -1, -1)]).contiguous()
 
 
-def _floats(energies: Tensor | None, n: int) -> list[float | None]:
-    return [None] * n if energies is None else energies[:n].detach().float().cpu().tolist()
+def _floats(energies: Tensor | None, n: int) -> list[float] | list[None]:
+    """The first n as numbers, or Nones where there is no energy."""
+    values: list[float] = [] if energies is None else energies[:n].detach().float().cpu().tolist()
+    return values if energies is not None else [None] * n
 
 
 def _settle(outcome: Outcome, pixels: Pixels, finite: bool, before: float | None, after: float | None) -> None:

@@ -35,6 +35,7 @@ from pureebm.data.ranges import stack
 from pureebm.errors import InputError, Interrupted, ItemError
 from pureebm.purify.batches import (
     Outcome,
+    Sizes,
     Work,
     check_batch_size,
     images_per_batch,
@@ -51,7 +52,7 @@ from pureebm.purify.manifest import (
     write_json,
     write_manifest,
 )
-from pureebm.purify.report import Album, write_report
+from pureebm.purify.report import Album, find, n_steps, write_report
 from pureebm.purify.workplace import Workplace, check_places, record_path
 from pureebm.types import JSON, Progress, Stage
 
@@ -64,9 +65,9 @@ class JobConfig:
 
     seed: Annotated[int, "fixes every draw"] = 0
     limit: Annotated[int | None, "purify only the first N images"] = None
-    on_error: Annotated[Literal["skip", "copy", "fail"], "an unreadable item is left out, passed on, or ends the job"] = (
-        "skip"
-    )
+    on_error: Annotated[
+        Literal["skip", "copy", "fail"], "an unreadable item is left out, passed on, or ends the job"
+    ] = "skip"
     shard: Annotated[tuple[int, int], "(I, N): one of N processes or machines that share the work"] = (0, 1)
     overwrite: Annotated[bool, "replace an earlier target, and throw away a job begun with other settings"] = False
     batch_size: Annotated[int | None, "images of 32x32 in a batch; None chooses by a look at the sizes"] = None
@@ -82,8 +83,8 @@ class JobConfig:
             raise InputError(f"on_error must be skip, copy or fail, got {self.on_error!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(slots=True)
+class JobProgress:
     """How far a job is. Satisfies `types.ProgressReport`."""
 
     done: int
@@ -147,7 +148,7 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
     Raises:
         InputError: As `run`.
     """
-    source = _opened(source)
+    source = opened(source)
     there = check_places(source, Path(target), overwrite=config.overwrite)
     place = Workplace(there)
     recorded = place.recorded()
@@ -192,7 +193,7 @@ def run(
         target: Appears when complete, by one rename; its parent folders are made.
         stage: The purifier.
         config: See there.
-        progress: Called with a `Report` after every batch.
+        progress: Called with a `JobProgress` after every batch.
         stop: Set it (from a signal handler, say) to end the job after the current batch.
 
     Returns:
@@ -204,7 +205,7 @@ def run(
         ItemError: An item failed and `on_error` is "fail".
         Interrupted: `stop` was set. The same command goes on from here.
     """
-    source = _opened(source)
+    source = opened(source)
     target = Path(target)
     place = Workplace(target.resolve())
     finished = place.left_over() and _same_plan(place, source, stage, config)
@@ -232,7 +233,6 @@ class _Job:
     progress: Progress | None
     stop: threading.Event | None
     album: Album = field(default_factory=Album)
-    work: Work = field(default_factory=Work)
     done: int = 0
     failed: int = 0
     resumed: int = 0
@@ -285,7 +285,8 @@ class _Job:
                 chunk, loading = ahead.popleft()
                 items = loading.result()
                 cost = {"load_wait": time.perf_counter() - began}
-                ahead.extend((following_one, loader.submit(self._load, following_one)) for following_one in _take(following))
+                if (ahead_chunk := next(following, None)) is not None:
+                    ahead.append((ahead_chunk, loader.submit(self._load, ahead_chunk)))
                 outcomes = self._purify(items, cost, stored)
                 cost["store_wait"] = _wait(stored)
                 cost["total"] = time.perf_counter() - began
@@ -301,7 +302,7 @@ class _Job:
 
     def _purify(self, items: list[Loaded], cost: JSON, storing: Future[None] | None) -> list[Outcome]:
         """One chunk; raises at once what storing the one before raised."""
-        self.work = Work()
+        work = Work()
 
         def on_batch(n: int) -> None:
             if storing is not None and storing.done():
@@ -310,14 +311,12 @@ class _Job:
             self._report(n)
 
         seed, batch_size = self.config.seed, self.settings["batch_size"]
-        outcomes = purify_items(
-            items, self.stage, seed=seed, batch_size=batch_size, work=self.work, on_batch=on_batch
-        )
+        outcomes = purify_items(items, self.stage, seed=seed, batch_size=batch_size, work=work, on_batch=on_batch)
         failures = [outcome for outcome in outcomes if outcome.message]
         self.failed += len(failures)
         if failures and self.config.on_error == "fail":
             raise _refusal(failures[0])
-        cost |= {"stage": self.work.seconds, "batches": dict(self.work.shapes)}
+        cost |= {"stage": work.seconds, "batches": dict(work.shapes)}
         return outcomes
 
     def _store(self, chunk: int, sink: Sink, outcomes: list[Outcome], cost: JSON) -> None:
@@ -337,7 +336,7 @@ class _Job:
             here, seconds = self.done - self.resumed, time.perf_counter() - self.began
             rate = here / seconds if here else 0.0
             eta = (self.total - self.done) / rate if rate else None
-            self.progress(Report(self.done, self.total, self.resumed, self.failed, rate, eta))
+            self.progress(JobProgress(self.done, self.total, self.resumed, self.failed, rate, eta))
 
     def _record(self, status: Literal["complete", "shard-done"], chunks: Any, started: datetime) -> RunRecord:
         journal = self.place.journal
@@ -365,11 +364,11 @@ class _Job:
     def _write_side(self, side: Path, record: RunRecord, n_chunks: int) -> None:
         """Manifest, report and record, in the order in which each needs the one before."""
         journal = self.place.journal
-        write_durably(side / MANIFEST_NAME, lambda path: write_manifest(path, journal, n_chunks))
+        write_durably(side / MANIFEST_NAME, lambda file: write_manifest(file, journal, n_chunks))
         write_durably(
             side / REPORT_NAME,
-            lambda path: write_report(
-                path, journal, n_chunks, settings=self.settings, counts=record.counts, warnings=record.warnings
+            lambda file: write_report(
+                file, journal, n_chunks, settings=self.settings, counts=record.counts, warnings=record.warnings
             ),
         )
         write_json(side / RECORD_NAME, record.to_json())
@@ -378,34 +377,12 @@ class _Job:
 _SECONDS = ("total", "stage", "load_wait", "store_wait")
 
 
-def n_steps(settings: JSON) -> int | None:
-    """Langevin updates that each image goes through, summed over a chain; None where no stage counts steps."""
-    found = list(_find_all(settings, "n_steps"))
-    return sum(found) if found else None
-
-
-def find(tree: Any, name: str) -> Any:
-    """The first value under this name anywhere in nested settings, or None."""
-    return next(_find_all(tree, name), None)
-
-
-def _find_all(tree: Any, name: str) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key == name:
-                yield value
-            elif key != "model":  # a card may speak of other steps and devices
-                yield from _find_all(value, name)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _find_all(value, name)
-
-
-def _opened(source: Source | Path) -> Source:
-    if isinstance(source, str | Path):
+def opened(source: Source | Path) -> Source:
+    """A source as it is or, from a path, by its kind; `InputError` if it is empty."""
+    if isinstance(source, Path):
         from pureebm.data.open import open_source
 
-        source = open_source(Path(source))
+        return opened(open_source(source))
     if len(source) == 0:
         raise InputError(f"the source {source.path} holds no images")
     return source
@@ -414,11 +391,14 @@ def _opened(source: Source | Path) -> Source:
 def _settle(source: Source, stage: Stage, config: JobConfig, recorded: JSON | None) -> JSON:
     """Everything that influences a byte of the target; what is left open is taken from the recorded plan."""
     images = min(len(source), config.limit or len(source))
+    sizes = look(source, images)
+    _prepare(stage, sizes)
     settings: JSON = {
         "seed": config.seed,
         "limit": config.limit,
         "on_error": config.on_error,
         "images": images,
+        "source_name": source.path.name,
         "stage": stage.settings(),
         "source": source.describe(),
         "versions": {"pureebm": version("pureebm"), "torch": torch.__version__},
@@ -428,11 +408,17 @@ def _settle(source: Source, stage: Stage, config: JobConfig, recorded: JSON | No
         if recorded["on_error"] == "fail":  # nothing has failed so far: the answer to failures may change freely
             recorded["on_error"] = config.on_error
     else:
-        sizes = look(source, images)
         settings |= {"batch_size": sizes.batch_size(), "chunk_items": sizes.chunk_items()}
     if config.batch_size is not None:
         settings["batch_size"] = config.batch_size
     return settings
+
+
+def _prepare(stage: Stage, sizes: Sizes) -> None:
+    """Let a stage that chooses something by its first batch (a precision) choose by the same one in every process."""
+    prepare = getattr(stage, "prepare", None)
+    if prepare is not None and sizes.example is not None:
+        prepare(stack([sizes.example.pixels]))
 
 
 def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> bool:
@@ -507,13 +493,6 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _take(following: Iterator[int]) -> Iterator[int]:
-    """The next one, if there is one."""
-    for chunk in following:
-        yield chunk
-        return
-
-
 def _wait(stored: Future[None] | None) -> float:
     """Seconds until the chunk before is stored; raises what storing raised."""
     began = time.perf_counter()
@@ -536,5 +515,3 @@ def _disk_errors(target: Path) -> Iterator[None]:
         else:
             raise
         raise InputError(message) from error
-
-

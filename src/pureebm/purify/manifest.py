@@ -8,14 +8,15 @@ neither, so that its bytes depend on the source and the settings alone.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pureebm.data.base import Result, Stored
+from pureebm.data.durable import sync_folder, write_file
 from pureebm.purify.batches import Outcome
 from pureebm.types import JSON
 
@@ -62,7 +63,7 @@ class Journal:
             [row | picture for row, picture in zip(rows, pictures, strict=True)],
             schema=pa.unify_schemas([SCHEMA, PICTURES]).with_metadata({"cost": json.dumps(cost)}),
         )
-        write_durably(self.path(chunk), lambda path: pq.write_table(table, path))
+        write_durably(self.path(chunk), lambda file: pq.write_table(table, file))
 
     def tables(self, chunks: Sequence[int], columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
         """The rows of these chunks, a table each."""
@@ -96,9 +97,9 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def write_manifest(path: Path, journal: Journal, n_chunks: int, *, chunks_at_once: int = 64) -> None:
+def write_manifest(file: BinaryIO, journal: Journal, n_chunks: int, *, chunks_at_once: int = 64) -> None:
     """All rows in the order of the source, streamed. The same rows always give the same bytes."""
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with pq.ParquetWriter(file, SCHEMA) as writer:
         for start in range(0, n_chunks, chunks_at_once):
             chunks = range(start, min(start + chunks_at_once, n_chunks))
             writer.write_table(pa.concat_tables(journal.tables(chunks)).cast(SCHEMA))
@@ -115,25 +116,13 @@ def tally(tables: Iterator[pa.Table]) -> dict[str, int]:
     return counts | {"failed": counts["copied"] + counts["skipped"]}
 
 
-def write_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary)`, fsync, rename to `path`, fsync its folder: there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
+def write_durably(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Make `path` of what `fill` writes: there whole or not at all, even after a power cut."""
+    write_file(path, fill)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, content: JSON) -> None:
     """Durable, indented, with a final newline."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_durably(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))

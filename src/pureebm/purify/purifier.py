@@ -2,21 +2,183 @@
 
 from __future__ import annotations
 
-import dataclasses
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from pureebm.data.base import Picture
 from pureebm.data.pictures import decode_pil, encode_pil
-from pureebm.data.ranges import to_pm1, to_uint8
+from pureebm.data.ranges import stack, to_pm1, to_uint8, unstack
 from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError
 from pureebm.purify.job import JobConfig, RunRecord, run
 from pureebm.purify.stages import LangevinStage
 from pureebm.sampling.langevin import LangevinConfig
-from pureebm.types import JSON, Energy, Progress, Stage
+from pureebm.types import Energy, Progress, Stage
+
+Images = TypeVar("Images", Tensor, np.ndarray[Any, Any], Image.Image, list[Any])
+
+BATCH_SIZE = 64
+
+
+class Purifier:
+    """Purifies images: `purifier(images)` for a few, `purifier.purify(source, target)` for a data set.
+
+    Args:
+        stage: what is done to a batch: a `LangevinStage`, a `Chain`, or anything of that protocol.
+
+    Make one with `from_pretrained` (bundled or published weights) or `from_energy` (your own network).
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        *,
+        config: LangevinConfig | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "auto",
+    ) -> Purifier:
+        """A bundled name, a `.safetensors` file or `hf:owner/name`, with its own sampler unless `config` is given.
+
+        Raises:
+            ModelError: the weights cannot be loaded.
+        """
+        loaded = load_model(name, device)
+        config = config or LangevinConfig(**loaded.card.get("sampler", {}))
+        described = {"name": loaded.name, "sha256": loaded.sha256, "architecture": loaded.card["architecture"]}
+        return cls(LangevinStage(loaded.energy, config, device=device, precision=precision, model=described))
+
+    @classmethod
+    def from_energy(
+        cls,
+        energy: nn.Module | Energy,
+        config: LangevinConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "float32",
+        name: str = "user network",
+    ) -> Purifier:
+        """Any network (N, 3, H, W) in [-1, 1] -> (N,), lower where an image looks natural; (N, 1) is taken too.
+
+        `config` defaults to the paper's constants. A network whose gradient depends on the image's area (one
+        that averages over positions) should rescale its output itself, as `SNGANEnergy` does.
+        """
+        stage = LangevinStage(
+            _Flat(energy), config or LangevinConfig(), device=device, precision=precision, model={"name": name}
+        )
+        return cls(stage)
+
+    def __call__(self, images: Images, *, seed: int = 0, ids: Sequence[str] | None = None) -> Images:
+        """Purify images; what comes out has the type, shape, range and color mode of what went in.
+
+        Args:
+            images: one image or a batch: a tensor (3, H, W) or (N, 3, H, W), an array (H, W, 3) or
+                (N, H, W, 3), each uint8 or floating point in [0, 1]; a PIL image; or a list of any of them.
+                At least 16 px high and wide.
+            seed: fixes every draw.
+            ids: a name for each image, on which its noise depends; default "0", "1", ... as in the batch.
+
+        Raises:
+            InputError: another type, shape or range, or an image that became non-finite.
+        """
+        if isinstance(images, Tensor):
+            return self._tensor(images, seed, ids)
+        if isinstance(images, np.ndarray):
+            if images.ndim not in (3, 4) or images.shape[-1] != 3:
+                raise InputError(f"an array must be (H, W, 3) or (N, H, W, 3), got {images.shape}")
+            tensor = torch.from_numpy(images).movedim(-1, -3)
+            return np.ascontiguousarray(self._tensor(tensor, seed, ids).movedim(-3, -1).numpy())
+        if isinstance(images, Image.Image):
+            return self._pictures([images], seed, ids)[0]
+        if isinstance(images, list):
+            if all(isinstance(image, Image.Image) for image in images):
+                return self._pictures(images, seed, ids)
+            names = _ids(ids, len(images))
+            return [self(image, seed=seed, ids=[name]) for image, name in zip(images, names, strict=True)]
+        raise InputError(f"images must be a tensor, an array, a PIL image or a list of them, got {type(images).__name__}")
+
+    def purify(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        config: JobConfig | None = None,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> RunRecord:
+        """Purify a data set on disk into a new one: see `pureebm.purify.job.run`."""
+        return run(Path(source), Path(target), self.stage, config or JobConfig(), progress=progress, stop=stop)
+
+    def _tensor(self, images: Tensor, seed: int, ids: Sequence[str] | None) -> Tensor:
+        batch = images if images.ndim == 4 else images[None]
+        if batch.ndim != 4 or batch.shape[1] != 3:
+            raise InputError(f"a tensor must be (3, H, W) or (N, 3, H, W), got {tuple(images.shape)}")
+        integer = images.dtype == torch.uint8
+        if not integer:
+            if not images.is_floating_point():
+                raise InputError(f"images must be uint8 or floating point, got {images.dtype}")
+            if len(batch) and not (batch.min() >= 0 and batch.max() <= 1):  # also catches NaN
+                raise InputError(f"floating point images must be in [0, 1], got {batch.min():g} .. {batch.max():g}")
+        pm1 = to_pm1(batch) if integer else batch.float() * 2 - 1
+        out = self._batches(pm1, _ids(ids, len(batch)), seed).to(images.device)
+        out = to_uint8(out) if integer else ((out + 1) / 2).clamp(0, 1).to(images.dtype)
+        return out.reshape(images.shape)
+
+    def _pictures(self, images: list[Image.Image], seed: int, ids: Sequence[str] | None) -> list[Image.Image]:
+        pictures = [decode_pil(image) for image in images]
+        names = _ids(ids, len(images))
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, picture in enumerate(pictures):
+            by_shape[(*picture.pixels.shape, picture.pixels.dtype.itemsize)].append(index)
+        out: list[Image.Image] = list(images)
+        for group in by_shape.values():
+            pixels = [pictures[index].pixels for index in group]
+            purified = self._batches(stack(pixels), [names[index] for index in group], seed)
+            for index, new in zip(group, unstack(purified, like=pixels), strict=True):
+                old = pictures[index]
+                out[index] = encode_pil(Picture(new, old.mode, old.alpha))
+        return out
+
+    def _batches(self, images: Tensor, names: list[str], seed: int) -> Tensor:
+        if min(images.shape[2:]) < 16:
+            raise InputError(f"images must be at least 16 px high and wide, got {images.shape[2]}x{images.shape[3]}")
+        parts = [
+            self.stage.purify_batch(images[start : start + BATCH_SIZE], names[start : start + BATCH_SIZE], seed=seed)
+            for start in range(0, len(images), BATCH_SIZE)
+        ]
+        out = torch.cat(parts) if parts else images
+        finite = out.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            raise InputError(f"image {names[int(finite.int().argmin())]!r} became non-finite; is the energy's scale right?")
+        return out
+
+
+class _Flat(nn.Module):
+    """An energy that may return (N, 1)."""
+
+    def __init__(self, energy: nn.Module | Energy) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.energy(images)
+        return values.squeeze(1) if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _ids(ids: Sequence[str] | None, count: int) -> list[str]:
+    if ids is None:
+        return [str(index) for index in range(count)]
+    if len(ids) != count:
+        raise InputError(f"ids must name each of {count} images, got {len(ids)}")
+    return list(ids)

@@ -1,8 +1,8 @@
 """The page that shows what a job did: one self-contained HTML file that needs no network.
 
 Its bytes depend on the source and the settings alone: no clock, no machine, no path. Names come from the data set and
-are hostile input: the template escapes everything but our own plots. While a job runs, an `Album` keeps the few pictures
-that the page may show, so that neither memory nor the journal grows with the data set.
+are hostile input: the template escapes everything but our own plots. While a job runs, an `Album` keeps the few
+pictures that the page may show, so that neither memory nor the journal grows with the data set.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import base64
 import hashlib
 import heapq
 import io
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pureebm.data.base import Pixels
-from pureebm.purify.manifest import MANIFEST_NAME, RECORD_NAME, Journal, Shown
+from pureebm.purify.manifest import MANIFEST_NAME, RECORD_NAME, Journal, Shown, printable
 from pureebm.types import JSON
 
 if TYPE_CHECKING:
@@ -56,31 +54,30 @@ class Album:
 
     def choose(self, outcomes: Sequence[Outcome]) -> list[Shown]:
         """One entry an outcome: its pictures as PNG, or None where the page will not show it."""
-        keys = [
-            _keys(o.psnr(), o.energy_before, o.loaded.item.id, o.loaded.item.index) if o.pixels is not None else None
-            for o in outcomes
-        ]
+        keys = [_keys(outcome) for outcome in outcomes if outcome.pixels is not None]
         for kind, best in enumerate(self.best):
-            ours = [key[kind] for key in keys if key is not None and key[kind] is not None]
-            self.best[kind] = heapq.nsmallest(N_SHOWN * (kind + 1), [*best, *(key for key in ours if key)])
+            ours = (standing for key in keys if (standing := key[kind]) is not None)
+            self.best[kind] = heapq.nsmallest(N_SHOWN * (kind + 1), [*best, *ours])
         wanted = {index for best in self.best for _, index in best}
         return [_pngs(o) if o.pixels is not None and o.loaded.item.index in wanted else None for o in outcomes]
 
 
 def write_report(
-    path: Path, journal: Journal, n_chunks: int, *, settings: JSON, counts: dict[str, int], warnings: Sequence[str]
+    file: BinaryIO, journal: Journal, n_chunks: int, *, settings: JSON, counts: dict[str, int], warnings: Sequence[str]
 ) -> None:
     """Make the page of all rows in the journal."""
     rows = _Rows.read(journal, n_chunks)
     shown = rows.shown()
     pictures = _read_pictures(journal, [index for _, indices in shown for index in indices], settings["chunk_items"])
     groups = [(name, [_figure(rows, i, *pictures[i]) for i in indices]) for name, indices in shown if indices]
-    model = _first(settings["stage"], "model") or {}
-    name = settings["source"].get("name") or "an image set"
+    model = find(settings["stage"], "model") or {}
+    name = settings["source_name"]
     page = _template().render(
         title=f"Purified: {name}" if counts["purified"] else f"Not purified: {name}",
         sentence=_sentence(counts, settings, rows),
-        counts=[(label, counts[key]) for key, label in _COUNTS if counts[key] or key in ("total", "purified", "failed")],
+        counts=[
+            (label, counts[key]) for key, label in _COUNTS if counts[key] or key in ("total", "purified", "failed")
+        ],
         warnings=warnings,
         groups=groups,
         cropped=any(max(before.shape[:2]) >= LARGEST_SHOWN for before, _ in pictures.values()),
@@ -90,10 +87,10 @@ def write_report(
         command=command(settings),
         record_name=RECORD_NAME,
         manifest_name=MANIFEST_NAME,
-        settings=[(key, value) for key, value in _readable(settings)],
+        settings=_readable(settings),
         limits=_limits(model),
     )
-    path.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    file.write(page.encode("utf-8", "backslashreplace"))
 
 
 _COUNTS = (
@@ -102,7 +99,7 @@ _COUNTS = (
     ("failed", "failed"),
     ("copied", "copied as they were"),
     ("skipped", "left out"),
-    ("unchanged", "unchanged by it"),
+    ("unchanged", "not changed"),
 )
 
 
@@ -118,31 +115,30 @@ class _Rows:
 
     @classmethod
     def read(cls, journal: Journal, n_chunks: int) -> _Rows:
-        tables, failures = [], []
-        for table in journal.tables(range(n_chunks), ["id", "status", "message", "psnr", "energy_before", "energy_after"]):
+        tables: list[pa.Table] = []
+        failures: list[JSON] = []
+        for table in journal.tables(
+            range(n_chunks), ["id", "status", "message", "psnr", "energy_before", "energy_after"]
+        ):
             if len(failures) < N_FAILURES:
                 bad = [line for line in table.select(["id", "status", "message"]).to_pylist() if line["message"]]
                 failures += [line | {"done": _DONE[line["status"]]} for line in bad][: N_FAILURES - len(failures)]
             tables.append(table.select(["id", "psnr", "energy_before", "energy_after"]))
         whole = pa.concat_tables(tables)
         columns = (whole[name].to_numpy() for name in ("psnr", "energy_before", "energy_after"))
-        return cls(whole["id"], *columns, failures)
+        return cls(whole["id"], next(columns), next(columns), next(columns), failures)
 
     def shown(self) -> list[tuple[str, list[int]]]:
         """For each kind the indices of its pictures; none comes twice."""
-        names = self.ids.to_pylist()
-        keys = [
-            _keys(psnr, None if np.isnan(energy) else energy, name, index) if not np.isnan(psnr) else None
-            for index, (psnr, energy, name) in enumerate(
-                zip(self.psnr.tolist(), self.before.tolist(), names, strict=True)
-            )
-        ]
+        names = (name for chunk in self.ids.chunks for name in chunk.to_pylist())
+        chance = np.fromiter(map(_chance, names), np.float64, len(self.psnr))
+        changed = np.where(np.isinf(self.psnr), np.nan, self.psnr)
         taken: set[int] = set()
         groups = []
-        for kind, title in enumerate(KINDS):
-            candidates = (key[kind] for key in keys if key is not None)
-            best = heapq.nsmallest(N_SHOWN * (kind + 1), (key for key in candidates if key is not None))
-            indices = [index for _, index in best if index not in taken][:N_SHOWN]
+        for title, values in zip(KINDS, (changed, -self.before, chance), strict=True):
+            values = np.where(np.isnan(self.psnr), np.nan, values)  # only what was purified; NaN sorts last
+            first = np.argsort(values, kind="stable")[: N_SHOWN * len(KINDS)].tolist()
+            indices = [index for index in first if not np.isnan(values[index]) and index not in taken][:N_SHOWN]
             taken.update(indices)
             groups.append((title, indices))
         return groups
@@ -151,11 +147,17 @@ class _Rows:
 _DONE = {"skipped": "left out", "copied": "copied as it was", "purified": "purified"}
 
 
-def _keys(psnr: float | None, energy: float | None, name: str, index: int) -> tuple[Key | None, ...]:
-    """Where an image stands among the most changed, the highest energies and a sample by chance; small is first."""
-    chance = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=6).digest(), "big")
-    changed = None if psnr is None or np.isinf(psnr) else (float(psnr), index)
-    return changed, None if energy is None else (-float(np.float32(energy)), index), (float(chance), index)
+def _keys(outcome: Outcome) -> tuple[Key | None, ...]:
+    """Where an image stands in each of `KINDS`; the smallest are shown, as in `_Rows.shown`."""
+    psnr, energy, item = outcome.psnr(), outcome.energy_before, outcome.loaded.item
+    changed = None if psnr is None or np.isinf(psnr) else (psnr, item.index)
+    unnatural = None if energy is None else (-energy, item.index)
+    return changed, unnatural, (_chance(printable(item.id)), item.index)
+
+
+def _chance(name: str) -> float:
+    """A number that looks random but belongs to the name."""
+    return float(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big"))
 
 
 def _pngs(outcome: Outcome) -> tuple[bytes, bytes]:
@@ -210,7 +212,7 @@ def _data_uri(pixels: NDArray[np.uint8]) -> str:
 
 def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows) -> str:
     """What happened, in plain words."""
-    steps = _first(settings["stage"], "n_steps")
+    steps = n_steps(settings["stage"])
     how = f" by {steps} Langevin steps each" if steps is not None else ""
     parts = [f"{counts['purified']:,} of {counts['total']:,} images were purified{how}."]
     finite = rows.psnr[np.isfinite(rows.psnr)]
@@ -232,12 +234,13 @@ def _failure_note(counts: dict[str, int], listed: int) -> str:
 
 def command(settings: JSON) -> str:
     """The command line that gives the same bytes; settings without a flag stay in the table below it."""
-    stage, model = settings["stage"], _first(settings["stage"], "model") or {}
+    stage, model = settings["stage"], find(settings["stage"], "model") or {}
     flags: list[tuple[str, Any]] = [
         ("--model", model.get("name")),
         ("--steps", stage.get("n_steps")),
         ("--step-size", stage.get("step_size")),
         ("--temperature", stage.get("temperature")),
+        ("--noise", stage.get("noise")),
         ("--precision", stage.get("precision")),
         ("--seed", settings["seed"]),
         ("--batch-size", settings["batch_size"]),
@@ -245,38 +248,54 @@ def command(settings: JSON) -> str:
         ("--on-error", settings["on_error"]),
     ]
     words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags if value is not None]
-    return "pureebm purify SOURCE TARGET \\\n    " + " ".join(words[:4]) + " \\\n    " + " ".join(words[4:])
+    lines = ["pureebm purify SOURCE TARGET", *(" ".join(words[start : start + 4]) for start in range(0, len(words), 4))]
+    return " \\\n    ".join(lines)
 
 
-def _readable(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as lines of a table; long values cut, the model's card left to the models list."""
+def _readable(tree: JSON, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines of a table; empty ones left out, long ones cut, the model's limits told elsewhere."""
     lines: list[tuple[str, str]] = []
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        label = f"{prefix}{name}"
-        if isinstance(value, dict | list) and value and not label.endswith("model.card"):
-            lines += _readable(value, f"{label}.")
-        elif value not in (None, "", [], {}):
-            text = value if isinstance(value, str) else json.dumps(value)
-            lines.append((label, text if len(text) <= 200 else text[:200] + " …"))
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            lines += _readable(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            lines += _readable({str(number): entry for number, entry in enumerate(value)}, f"{prefix}{name}.")
+        elif value not in (None, "", []) and name not in _TOLD:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append((f"{prefix}{name}", text if len(text) <= 200 else text[:200] + " …"))
     return lines
+
+
+_TOLD = ("intended_use", "limits", "limitations")
 
 
 def _limits(model: JSON) -> list[str]:
     """What the model's card says about where it should not be trusted."""
     card = model | (model.get("card") or {})
     found: list[str] = []
-    for name in ("intended_use", "limits", "limitations"):
+    for name in _TOLD:
         value = card.get(name) or []
         found += [value] if isinstance(value, str) else [str(line) for line in value]
     return found
 
 
-def _first(tree: Any, name: str) -> Any:
-    """The first value under this name in nested settings, or None."""
-    if isinstance(tree, dict) and name in tree:
-        return tree[name]
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return next((found for child in children if (found := _first(child, name)) is not None), None)
+def n_steps(stage: JSON) -> int | None:
+    """Langevin updates that each image goes through, summed over a chain; None where no stage counts steps."""
+    found = list(_find_all(stage, "n_steps"))
+    return sum(found) if found else None
+
+
+def find(tree: Any, name: str) -> Any:
+    """The first value under this name anywhere in nested settings, or None."""
+    return next(_find_all(tree, name), None)
+
+
+def _find_all(tree: Any, name: str) -> Iterator[Any]:
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        if key == name:
+            yield value
+        elif key != "model":  # a card may speak of other steps and devices
+            yield from _find_all(value, name)
 
 
 @cache
@@ -290,12 +309,12 @@ def _plots(rows: _Rows) -> list[JSON]:
     plots = []
     before, after = (values[np.isfinite(values)] for values in (rows.before, rows.after))
     if before.size and after.size:
-        plots.append({"svg": _plot(lambda axes: _draw_energies(axes, before, after)), "caption": (
-            "Energy of every image before and after: low means natural. The outermost bins hold what lies beyond.")})
+        caption = "Energy of every image: low means natural. The outermost bins hold what lies beyond them."
+        plots.append({"svg": _plot(lambda axes: _draw_energies(axes, before, after)), "caption": caption})
     psnr = rows.psnr[np.isfinite(rows.psnr)]
     if psnr.size:
-        plots.append({"svg": _plot(lambda axes: _draw_displacement(axes, psnr)), "caption": (
-            "How far the images moved: PSNR to the original. Further right is closer to it; 30 dB is hard to see.")})
+        caption = "How far the images moved. Further right is closer to the original; 40 dB cannot be seen by eye."
+        plots.append({"svg": _plot(lambda axes: _draw_displacement(axes, psnr)), "caption": caption})
     return plots
 
 
@@ -303,15 +322,20 @@ def _draw_energies(axes: Axes, before: NDArray[np.float32], after: NDArray[np.fl
     low, high = np.percentile(np.concatenate([before, after]).astype(np.float64), [0.5, 99.5])
     bins = _bins(low, high)
     for values, color, label in ((before, BEFORE_COLOR, "before"), (after, AFTER_COLOR, "after")):
-        axes.hist(values.clip(bins[0], bins[-1]), bins=bins, color=color, alpha=0.6, label=label)
+        _stairs(axes, values, bins, color=color, label=label)
     axes.set_xlabel("energy")
     axes.legend(frameon=False)
 
 
 def _draw_displacement(axes: Axes, psnr: NDArray[np.float64]) -> None:
     bins = _bins(*np.percentile(psnr, [0.5, 99.5]))
-    axes.hist(psnr.clip(bins[0], bins[-1]), bins=bins, color=AFTER_COLOR, alpha=0.8)
+    _stairs(axes, psnr, bins, color=AFTER_COLOR)
     axes.set_xlabel("PSNR to the original (dB)")
+
+
+def _stairs(axes: Axes, values: NDArray[Any], bins: NDArray[np.float64], *, color: str, label: str = "") -> None:
+    counts, _ = np.histogram(values.clip(bins[0], bins[-1]), bins)
+    axes.stairs(counts, bins, fill=True, color=color, alpha=0.6, label=label)
 
 
 def _bins(low: float, high: float, n: int = 48) -> NDArray[np.float64]:
@@ -325,9 +349,10 @@ def _plot(draw: Any) -> Markup:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {"svg.hashsalt": "pureebm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    style: Any = {"svg.hashsalt": "pureebm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.1))
+        figure.subplots_adjust(0.13, 0.16, 0.98, 0.96)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Self
 
 from pureebm.data.base import Sink, Source
+from pureebm.data.durable import sync_folder
 from pureebm.errors import InputError, MismatchError
-from pureebm.purify.manifest import RECORD_NAME, Journal, sync, write_json
+from pureebm.purify.manifest import RECORD_NAME, Journal, write_json
 from pureebm.types import JSON
 
 
@@ -34,7 +35,9 @@ def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
     """The target's real path; `InputError` where writing there would be wrong or destroy what is not ours."""
     here, there = source.path.resolve(), target.resolve()
     if there == here:
-        raise InputError(f"the target is the source itself: {target}; nothing in a source is ever touched, name another")
+        raise InputError(
+            f"the target is the source itself: {target}; nothing in a source is ever touched, name another"
+        )
     if here.is_dir() and here in there.parents:
         raise InputError(f"the target {target} lies inside the source {source.path}; name a place outside of it")
     if there in here.parents:
@@ -42,7 +45,9 @@ def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
     if source.single_file and there.is_dir():
         raise InputError(f"the source is one file, but the target {target} is a folder; name a file in it")
     if source.single_file and there.suffix.lower() != here.suffix.lower():
-        raise InputError(f"the target has the kind of the source: name it {target.stem}{here.suffix}, not {target.name}")
+        raise InputError(
+            f"the target has the kind of the source: name it {target.stem}{here.suffix}, not {target.name}"
+        )
     if not overwrite and exists(there):
         what = "exists and is complete" if record_path(there, source.single_file).is_file() else "exists"
         raise InputError(f"the target {target} {what}; name another, or replace it with --overwrite")
@@ -127,7 +132,7 @@ class Workplace:
         with _lock(self.folder / "lock"):
             self._held.enter_context(self._claim(shard))
             recorded = self.recorded()
-            plan = json.loads(json.dumps(settle(recorded)))
+            plan: JSON = json.loads(json.dumps(settle(recorded)))
             changes = differences(recorded, plan) if recorded else []
             if changes and not overwrite:
                 raise MismatchError(
@@ -197,10 +202,10 @@ class Workplace:
         side = side_folder(self._ready, single_file)
         side.mkdir(exist_ok=True)
         write_side(side)
-        sync(side)
-        sync(self._ready.parent)
+        sync_folder(side)
+        sync_folder(self._ready.parent)
         self._commit.touch()
-        sync(self.folder)
+        sync_folder(self.folder)
 
     def _put(self, new: Path, place: Path) -> None:
         """Rename to its place; an old folder there is renamed away first and goes with the workplace."""
@@ -208,7 +213,7 @@ class Workplace:
             if exists(place) and (place.is_dir() or new.is_dir()):
                 os.rename(place, Path(tempfile.mkdtemp(prefix="old-", dir=self.folder)) / place.name)
             os.replace(new, place)
-            sync(place.parent)
+            sync_folder(place.parent)
 
 
 def differences(recorded: JSON, plan: JSON) -> list[str]:

@@ -86,7 +86,9 @@ def energy_and_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]
         x = images.detach().requires_grad_()
         values = energy(x)
         if values.shape != (len(images),):
-            raise InputError(f"an energy must return ({len(images)},) for {len(images)} images, got {tuple(values.shape)}")
+            raise InputError(
+                f"an energy must return ({len(images)},) for {len(images)} images, got {tuple(values.shape)}"
+            )
         (gradient,) = torch.autograd.grad(values.sum(), x)
     return values.detach(), gradient
 

@@ -25,7 +25,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     """Write a checkpoint durably (beside, fsync, rename) and remove those older than the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_stem(step, rank)}.safetensors"
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": json.dumps(state)})
+    data = save(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": json.dumps(state)}
+    )
     write_atomically(path, data)
     for old in checkpoints(folder, rank=rank)[:-KEPT]:
         old.unlink()

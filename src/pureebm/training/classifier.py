@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
 
-PAD = 4
+PAD = 2
+"""Zero pixels around an image before its random crop. Short runs underfit: 2 trains better than the usual 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class ClassifierConfig:
     """How a classifier is trained. Rates are those of SGD with Nesterov momentum 0.9."""
 
     epochs: Annotated[int, "passes over the training set"] = 8
-    batch_size: Annotated[int, "images an update; the last, short batch of a pass is left out"] = 128
-    peak_rate: Annotated[float, "learning rate at the top of the triangle"] = 0.2
+    batch_size: Annotated[int, "images an update; the last, short batch of a pass is left out"] = 64
+    peak_rate: Annotated[float, "learning rate at the top of the triangle"] = 0.1
     warm_up: Annotated[float, "share of all updates until the top"] = 0.2
     weight_decay: Annotated[float, "l2 penalty on all weights"] = 5e-4
     label_smoothing: Annotated[float, "0 is plain cross-entropy"] = 0.0
@@ -98,7 +99,7 @@ def train_classifier(
             loss = F.cross_entropy(network(x), labels[rows], label_smoothing=config.label_smoothing)
             optimizer.param_groups[0]["lr"] = config.rate(epoch * n_batches + batch, config.epochs * n_batches)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.item()
         if on_epoch:
@@ -119,7 +120,6 @@ def _check(images: Tensor, labels: Tensor, config: ClassifierConfig) -> int:
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor, *, batch_size: int = 500, device: str = "cpu") -> Tensor:
     """Predicted classes, int64 (N,) on the CPU, of (N, H, W, 3) uint8 images."""
-    classes = [
-        network(to_pm1(batch.to(device)).permute(0, 3, 1, 2)).argmax(dim=1).cpu() for batch in images.split(batch_size)
-    ]
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    classes = [network(to_pm1(batch.to(device)).permute(0, 3, 1, 2)).argmax(dim=1).cpu() for batch in batches]
     return torch.cat(classes) if classes else torch.empty(0, dtype=torch.int64)

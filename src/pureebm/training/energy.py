@@ -8,34 +8,29 @@ uninterrupted run: everything drawn comes from one generator whose state is stor
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from pureebm.data.ranges import to_pm1
-from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.energy.weights import load_model, save_model
 from pureebm.errors import DivergedError, InputError, Interrupted, MismatchError
-from pureebm.sampling.langevin import LangevinConfig, langevin
-from pureebm.training import objectives
-from pureebm.training.bank import Bank, rejuvenate
+from pureebm.sampling.langevin import LangevinConfig
 from pureebm.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from pureebm.training.diagnostics import draw_curves, draw_diagnostics
-from pureebm.training.images import Images, load_images
+from pureebm.training.images import load_images
 from pureebm.training.scalars import ScalarLog
 from pureebm.training.settings import EnergySettings
+from pureebm.training.trainer import Network, Phase, Trainer, known
 from pureebm.training.validation import validate
-from pureebm.training.watchdog import Watchdog, check_parameters
+from pureebm.training.watchdog import check_parameters
 from pureebm.training.workers import Workers
 from pureebm.types import JSON
 
@@ -43,209 +38,8 @@ MAX_ATTEMPTS = 3
 _LOG_EVERY = 20
 _HELD_OUT = 256
 _MEASURED_SECONDS = 10.0
-_MULTISTEP = (40 / 120, 75 / 120, 100 / 120)  # of all steps: where the authors' rate falls tenfold
 
 Report = Callable[[str], None]
-Network = LocalEnergy | SNGANEnergy
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Steps `start` .. `stop` - 1 of a run: which loss they minimise and from which rate."""
-
-    name: str  # "warm", "dsm" or "mle"
-    start: int
-    stop: int
-    lr: float
-
-    def rate(self, step: int, settings: EnergySettings) -> float:
-        """The learning rate at `step`."""
-        done = step - self.start
-        share = done / (self.stop - self.start)
-        warmup = min(1.0, (done + 1) / (settings.lr_warmup + 1))
-        if self.name != "mle":
-            return self.lr * warmup * (1 + math.cos(math.pi * share)) / 2
-        if settings.preset == "paper":
-            return self.lr * warmup
-        return self.lr * warmup * math.prod(0.1 for mark in _MULTISTEP if share >= mark)
-
-
-class Step(NamedTuple):
-    """What one step computed before its update."""
-
-    loss: Tensor
-    gap: Tensor | None = None  # (mean energy of data - mean energy of negatives) / T
-    negatives: Tensor | None = None
-
-
-class Trainer:
-    """The moving parts of a training: network, average, optimiser, bank, generator, and where it stands.
-
-    Args:
-        settings: resolved, see `EnergySettings.resolved`.
-        images: (N, size, size, 3) uint8 to train on.
-        workers: the processes that take part.
-    """
-
-    def __init__(self, settings: EnergySettings, images: Images, workers: Workers) -> None:
-        torch.manual_seed(settings.seed)
-        self.settings = settings
-        self.workers = workers
-        self.images = torch.from_numpy(images)
-        self.energy: Network = build_energy(settings)
-        self.energy.to(workers.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.energy).requires_grad_(False).eval()
-        self.parameters = list(self.energy.parameters())
-        self.averaged = list(self.average.parameters())
-        self.generator = torch.Generator().manual_seed(settings.seed * 1009 + workers.rank)
-        self.watchdog = Watchdog()
-        self.step = 0
-        self.attempts = 0
-        self.pending: list[list[float]] = []  # [loss, gradient norm, gap] of steps not yet in the log
-        self.bank: Bank | None = Bank(self._first_negatives()) if settings.objective == "mle" else None
-        self.optimizer = self._optimizer()
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        if self.settings.objective == "mle" and self.settings.preset == "paper":
-            return torch.optim.SGD(self.parameters, lr=1.0, fused=True)
-        return torch.optim.Adam(self.parameters, lr=1.0, fused=True)
-
-    def _first_negatives(self) -> Tensor:
-        size = (self.settings.bank_size, 3, self.settings.size, self.settings.size)
-        if self.settings.preset == "paper":
-            return torch.rand(size, generator=self.generator) * 2 - 1
-        chosen = torch.randint(len(self.images), size[:1], generator=self.generator)
-        images = to_pm1(self.images[chosen].permute(0, 3, 1, 2))
-        return images + _known(self.settings.data_noise) * torch.randn(size, generator=self.generator)
-
-    def enter(self, phase: Phase) -> None:
-        """Begin a phase: from the averaged weights, with a fresh optimiser."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.averaged, strict=True):
-                parameter.copy_(average)
-        self.optimizer = self._optimizer()
-        self.watchdog = Watchdog()
-
-    def batch(self) -> Tensor:
-        """(batch, 3, size, size) in [-1, 1], on the device, channels last."""
-        n = self.settings.batch
-        images = self.images[torch.randint(len(self.images), (n,), generator=self.generator)]
-        images = images.to(self.workers.device).permute(0, 3, 1, 2)
-        if self.settings.augment == "flip":
-            flipped = torch.rand(n, 1, 1, 1, generator=self.generator) < 0.5
-            images = torch.where(flipped.to(images.device), images.flip(3), images)
-        return to_pm1(images).contiguous(memory_format=torch.channels_last)
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Standard normal noise from the run's generator."""
-        return torch.randn(like.shape, generator=self.generator).to(like, memory_format=torch.channels_last)
-
-    def compute(self, phase: Phase) -> Step:
-        """Draw a batch and compute the phase's loss on it."""
-        clean = self.batch()
-        if phase.name == "mle":
-            return self._likelihood(clean)
-        low, high = math.log(self.settings.sigma_min), math.log(self.settings.sigma_max)
-        sigma = torch.exp(low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=self.generator))
-        sigma, z = sigma.to(clean.device), self.normal(clean)
-        if phase.name == "warm":
-            assert isinstance(self.energy, LocalEnergy)
-            return Step(objectives.warm_start_loss(self.energy.restore, clean, sigma, z))
-        unit = _known(self.settings.energy_unit)
-        return Step(objectives.score_matching_loss(self.energy, clean, sigma, z, unit=unit))
-
-    def _likelihood(self, clean: Tensor) -> Step:
-        assert self.bank is not None
-        settings, noise = self.settings, _known(self.settings.data_noise)
-        positive = clean + noise * self.normal(clean)
-        indices = self.bank.draw(len(positive), self.generator)
-        chains = LangevinConfig(
-            n_steps=settings.chain_steps, step_size=settings.chain_step_size, temperature=settings.temperature
-        )
-        start = self.bank.images[indices].to(clean.device, memory_format=torch.channels_last)
-        negative = langevin(self.energy, start, chains, noise=lambda step, like: self.normal(like))
-        self.bank.put(indices, rejuvenate(negative, positive, settings.rejuvenation, noise, self.generator))
-        loss = objectives.maximum_likelihood_loss(self.energy, positive, negative, settings.temperature)
-        return Step(loss, loss.detach(), negative)
-
-    def advance(self, phase: Phase) -> str | None:
-        """One step: loss, gradient, update, average. Returns the watchdog's sentence instead of updating."""
-        step = self.compute(phase)
-        self.optimizer.zero_grad()
-        step.loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        numbers = torch.stack([step.loss.detach(), step.loss.new_zeros(()) if step.gap is None else step.gap])
-        self.workers.average([*gradients, numbers])
-        norm = torch.nn.utils.get_total_norm(gradients)
-        loss, gap = numbers.tolist()
-        problem = self.watchdog.check_step(loss, norm.item(), None if step.gap is None else gap)
-        if problem is None and step.negatives is not None:
-            problem = self.watchdog.check_negatives(step.negatives)
-        if self.workers.count > 1 and self.workers.any(problem is not None):
-            problem = problem or "another process reports a problem"
-        if problem:
-            return problem
-        clip = _known(self.settings.grad_clip)
-        if clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = phase.rate(self.step, self.settings) * 0.5**self.attempts
-        self.optimizer.step()
-        self.step += 1
-        decay = min(self.settings.ema, 1 - 1 / (self.step - phase.start + 1))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
-        self.pending.append([loss, norm.item(), gap])
-        return None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything of the state that is a tensor, by name; see `restore`."""
-        state = {"generator": self.generator.get_state()}
-        for name, module in (("energy", self.energy), ("average", self.average)):
-            state |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-        for number, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer/{number}/{key}"] = value
-        if self.bank is not None:
-            state["bank"] = self.bank.images
-        return state
-
-    def state(self) -> JSON:
-        """The rest of the state."""
-        watchdog = {"gradients": self.watchdog.gradients, "gaps": self.watchdog.gaps}
-        return {"step": self.step, "attempts": self.attempts, "pending": self.pending, "watchdog": watchdog}
-
-    def restore(self, tensors: dict[str, Tensor], state: JSON) -> None:
-        """Stand where `tensors()` and `state()` were taken."""
-        self.generator.set_state(tensors["generator"])
-        for name, module in (("energy", self.energy), ("average", self.average)):
-            module.load_state_dict({key: tensors[f"{name}/{key}"] for key in module.state_dict()})
-        self.optimizer = self._optimizer()
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                parameter = self.parameters[int(number)]
-                like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
-                self.optimizer.state[parameter][key] = like.copy_(value)  # keeps the parameter's memory layout
-        if self.bank is not None:
-            self.bank = Bank(tensors["bank"])
-        self.step, self.attempts, self.pending = state["step"], state["attempts"], state["pending"]
-        self.watchdog = Watchdog(**state["watchdog"])
-
-
-def build_energy(settings: EnergySettings) -> Network:
-    """The untrained network that the settings describe, or the weights that they start from."""
-    if settings.model == "local":
-        energy: Network = LocalEnergy(settings.widths, settings.blocks)
-    else:
-        energy = SNGANEnergy(settings.width, train_size=settings.size)
-    if settings.init is None:
-        return energy
-    loaded = load_model(settings.init).energy
-    assert isinstance(loaded, Network)
-    if loaded.config != energy.config:
-        raise InputError(f"{settings.init} is {loaded.config}, the settings ask for {energy.config}; make them agree")
-    return loaded.requires_grad_(True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,14 +97,16 @@ class _Run:
         else:
             held, self.held_data = load_images(holdout, settings.size)
         if not len(held):
-            raise InputError(f"{source}: {len(images)} images are too few to hold some out; give at least 5, or --holdout")
+            raise InputError(
+                f"{source}: {len(images)} images are too few to hold some out; give at least 5, or --holdout"
+            )
         chosen = to_pm1(torch.from_numpy(held[: settings.validation_images]).permute(0, 3, 1, 2))
         self.held = chosen.to(self.workers.device)
         self.images = images
         self.sampler = LangevinConfig(
-            n_steps=int(_known(settings.sample_steps)),
-            step_size=_known(settings.sample_step_size),
-            temperature=_known(settings.sample_temperature),
+            n_steps=int(known(settings.sample_steps)),
+            step_size=known(settings.sample_step_size),
+            temperature=known(settings.sample_temperature),
         )
         self.trainer = Trainer(settings, images, self.workers)
         self.best = math.inf
@@ -359,13 +155,17 @@ class _Run:
         """The stored plan of this run, or a new one: phases in steps, once and for all."""
         path = self.out / "run.json"
         stored = json.loads(path.read_text("utf-8")) if path.exists() else None
-        wanted = json.loads(json.dumps({"settings": asdict(self.settings), "data": self.data, "held_out": self.held_data}))
+        wanted = json.loads(
+            json.dumps({"settings": asdict(self.settings), "data": self.data, "held_out": self.held_data})
+        )
         if stored is not None:
             _refuse_differences(stored, wanted, self.out)
             return [Phase(**phase) for phase in stored["plan"]]
         settings, plan, start = self.settings, [], 0
-        kinds = [("warm", settings.warm_steps, settings.warm_minutes, settings.warm_lr)] if settings.has_warm_start else []
-        kinds += [(settings.objective, settings.steps, settings.minutes, _known(settings.lr))]
+        kinds = (
+            [("warm", settings.warm_steps, settings.warm_minutes, settings.warm_lr)] if settings.has_warm_start else []
+        )
+        kinds += [(settings.objective, settings.steps, settings.minutes, known(settings.lr))]
         for name, steps, minutes, lr in kinds:
             n = steps if minutes is None else max(1, round(minutes * 60 / self._seconds_per_step(name)))
             plan.append(Phase(name, start, start + int(self.workers.largest(n)), lr))
@@ -426,12 +226,12 @@ class _Run:
         return state
 
     def _roll_back(self, problem: str) -> None:
-        """Go back to the newest checkpoint (to the one before, if that was tried), with half the rate and other noise."""
+        """Go back to the newest checkpoint (or the one before, if that was tried): half the rate, other noise."""
         attempts, at = self.trainer.attempts + 1, self.trainer.step
         if attempts > MAX_ATTEMPTS:
             raise DivergedError(
-                f"training diverged at step {at:,}: {problem}. It was rolled back {MAX_ATTEMPTS} times before, each time"
-                f" with half the learning rate. Try a smaller --lr, or look at {self.out / 'diagnostics'}"
+                f"training diverged at step {at:,}: {problem}. It was rolled back {MAX_ATTEMPTS} times before, each"
+                f" time with half the learning rate. Try a smaller --lr, or look at {self.out / 'diagnostics'}"
             )
         found = checkpoints(self.out / "checkpoints", rank=self.workers.rank)
         if not self.fresh and len(found) > 1:
@@ -487,7 +287,7 @@ class _Run:
     def _card(self, phase: Phase, validation: JSON) -> JSON:
         minutes = self.minutes + (time.monotonic() - self.since) / 60
         return {
-            "description": f"{self.settings.model} energy for images of {self.settings.size} px, objective {self.settings.objective}",
+            "description": f"{self.settings.model} energy for images of {self.settings.size} px",
             "objective": self.settings.objective,
             "data": f"{self.data['images']:,} images of {self.source}",
             "training_data": {"source": str(self.source), **self.data},
@@ -511,12 +311,18 @@ class _Run:
         if not self.main:
             return {}
         best = load_model(path, self.workers.device)
+        assert isinstance(best.energy, Network)
         card = best.card
         if "auto_steps" not in card:
             save_model(self.out / "last.safetensors", self.trainer.average, {**card, "step": self.trainer.step})
             assert self.log is not None
             auto = draw_diagnostics(
-                best.energy, self.held, self.sampler, self.out / "diagnostics", log=self.log.path, seed=self.settings.seed
+                best.energy,
+                self.held,
+                self.sampler,
+                self.out / "diagnostics",
+                log=self.log.path,
+                seed=self.settings.seed,
             )
             card["auto_steps"] = auto
             card["curves"] = _curves(self.log.path)
@@ -556,8 +362,3 @@ def _versions() -> JSON:
 
 def _mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
-
-
-def _known(value: float | None) -> float:
-    assert value is not None, "settings must be resolved"
-    return value

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pureebm.data.base import Pixels, Source
+from pureebm.data.open import open_source
 from pureebm.errors import InputError
 from pureebm.types import JSON
 
@@ -42,7 +43,7 @@ def load_images(
     Raises:
         InputError: no image can be read.
     """
-    source = _open(path)
+    source = open_source(path)
     known: JSON = {"source": source.describe(), "size": size}
     note = cache.with_suffix(".json") if cache else None
     if cache and note and cache.exists() and note.exists():
@@ -54,7 +55,7 @@ def load_images(
     if failed:
         report(f"{failed:,} images of {path} cannot be read and are left out")
     about: JSON = {"images": len(images), "unreadable": failed, "size": size}
-    about["sha256"] = hashlib.sha256(images).hexdigest()
+    about["sha256"] = hashlib.sha256(images.data).hexdigest()
     if cache and note:
         _write_array(cache, images)
         note.write_text(json.dumps({"known": known, "about": about}), "utf-8")
@@ -94,28 +95,3 @@ def _write_array(path: Path, images: Images) -> None:
     with part.open("wb") as file:
         np.save(file, images)
     os.replace(part, path)
-
-
-# TEMPORARY until pureebm.data.open exists
-def _open(path):  # type: ignore
-    try:
-        from pureebm.data.open import open_source
-    except ImportError:
-        return _Npz(path)
-    return open_source(path)
-
-
-class _Npz:  # type: ignore
-    def __init__(self, path):  # type: ignore
-        self.path, self.images = path, np.load(path, allow_pickle=False)["images"]
-
-    def __len__(self):  # type: ignore
-        return len(self.images)
-
-    def describe(self):  # type: ignore
-        return {"npz": str(self.path), "n": len(self)}
-
-    def load(self, start, stop):  # type: ignore
-        from pureebm.data.base import Item, Loaded, Picture
-
-        return [Loaded(Item(i, str(i), str(i)), Picture(self.images[i]), None, "") for i in range(start, stop)]

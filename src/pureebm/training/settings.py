@@ -23,8 +23,8 @@ class EnergySettings:
         Literal["code", "paper"], "mle: optimiser, data noise and bank of the authors' code or of the paper"
     ] = "code"
     model: Annotated[Literal["local", "sngan"], "the light network or the paper's"] = "local"
-    widths: Annotated[tuple[int, ...], "local: channels at 1/2, 1/4, ... of the resolution"] = (48, 96)
-    blocks: Annotated[tuple[int, ...], "local: residual blocks at each of them"] = (2, 2)
+    widths: Annotated[tuple[int, ...], "local: channels at 1/2, 1/4, ... of the resolution"] = (48, 96, 96)
+    blocks: Annotated[tuple[int, ...], "local: residual blocks at each of them"] = (1, 1, 2)
     width: Annotated[int, "sngan: channels; 128 is the published network"] = 128
     size: Annotated[int, "side in pixels that every image is brought to"] = 32
     batch: Annotated[int, "images a step (on each device)"] = 64
@@ -43,7 +43,8 @@ class EnergySettings:
     sigma_min: Annotated[float, "dsm: least standard deviation of the noise"] = 0.02
     sigma_max: Annotated[float, "dsm: largest standard deviation of the noise"] = 0.4
     energy_unit: Annotated[
-        float | None, "dsm: E / (unit * sigma^2) is fitted to the log density at noise sigma (default: local 1, sngan .1)"
+        float | None,
+        "dsm: E / (unit * sigma^2) is fitted to the log density at noise sigma (default: local 1, sngan .1)",
     ] = None
     chain_steps: Annotated[int, "mle: Langevin updates of a negative each step"] = 100
     chain_step_size: Annotated[float, "mle: their step size"] = 1.25e-2
@@ -78,7 +79,9 @@ class EnergySettings:
         if self.objective == "mle" and self.bank_size < self.batch:
             raise InputError(f"bank_size must be at least the batch ({self.batch}), got {self.bank_size}")
         if self.has_warm_start and (self.model != "local" or self.objective != "dsm"):
-            raise InputError("a warm start needs --objective dsm and --model local; leave out --warm-steps/--warm-minutes")
+            raise InputError(
+                "a warm start needs --objective dsm and --model local; leave out --warm-steps/--warm-minutes"
+            )
 
     @property
     def has_warm_start(self) -> bool:

@@ -24,7 +24,7 @@ def perturbations(images: Tensor, *, seed: int = 0) -> Mapping[str, Tensor]:
     all images, and random signs of their own for each."""
     n, channels, height, width = images.shape
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, channels, -(-height // 4), -(-width // 4), generator=generator)
+    coarse = torch.randn(1, channels, -(-height // 2), -(-width // 2), generator=generator)
     smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
     wave = torch.sin(2 * math.pi * 6 * torch.arange(width) / width).expand(1, channels, height, width)
     signs = torch.randint(0, 2, images.shape, generator=generator).float() * 2 - 1
@@ -79,7 +79,7 @@ def purified(energy: Energy, images: Tensor, sampler: LangevinConfig, *, seed: i
     """Langevin dynamics in batches with noise that repeats; clamped to [-1, 1]."""
     parts = [
         langevin(energy, part, sampler, noise=RepeatedNoise(seed + number))
-        for number, part in enumerate(images.split(batch))
+        for number, part in enumerate(torch.split(images, batch))
     ]
     return torch.cat(parts).clamp(-1, 1)
 
@@ -87,7 +87,7 @@ def purified(energy: Energy, images: Tensor, sampler: LangevinConfig, *, seed: i
 def energies(energy: Energy, images: Tensor, *, batch: int = 128) -> Tensor:
     """(N,) energies, detached."""
     with torch.no_grad():
-        return torch.cat([energy(part) for part in images.split(batch)])
+        return torch.cat([energy(part) for part in torch.split(images, batch)])
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:

@@ -1,0 +1,89 @@
+"""The Narcissus trigger: its budget, and what it is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pureebm.attacks.narcissus import NarcissusConfig, add_trigger, make_trigger, poison_rows, train_surrogate
+from pureebm.classifiers.small_resnet import SmallResNet
+from pureebm.data.ranges import to_pm1
+from pureebm.errors import InputError
+
+QUICK = NarcissusConfig(surrogate_epochs=3, warm_up_epochs=3, n_steps=40, batch_size=64)
+
+
+def stripes(n: int, period: int, seed: int) -> Tensor:
+    """Noisy gray images with vertical stripes of one period, at random phases: (n, 32, 32, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(n, 1, 1, 1, generator=generator) * period
+    wave = torch.sin(2 * torch.pi * (torch.arange(32).view(1, 1, 32, 1) + phase) / period) * 30
+    noise = torch.randn(n, 32, 32, 3, generator=generator) * 25
+    return (128 + wave + noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[SmallResNet, Tensor, Tensor, Tensor]:
+    pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
+    labels = torch.arange(2).repeat_interleave(256)
+    return train_surrogate(pood, labels, QUICK, seed=0), stripes(256, 5, 3), pood, labels
+
+
+def test_the_budget_holds_exactly_on_the_8_bit_images(world: tuple[SmallResNet, Tensor, Tensor, Tensor]) -> None:
+    surrogate, target, pood, labels = world
+    trigger = make_trigger(surrogate, target, pood, labels, QUICK, seed=0)
+    steps = trigger * 127.5
+    torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+    assert steps.abs().max().round() == 8  # it uses the budget, and no more
+    change = add_trigger(pood, trigger).int() - pood.int()
+    inside = (pood > 8) & (pood < 247)
+    assert change.abs().max() == 8
+    assert (change == steps.round().int().permute(1, 2, 0))[inside].all()
+
+
+def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_images(
+    world: tuple[SmallResNet, Tensor, Tensor, Tensor],
+) -> None:
+    surrogate, target, pood, labels = world
+    losses: list[float] = []
+    trigger = make_trigger(surrogate, target, pood, labels, QUICK, seed=0, on_step=lambda _, loss: losses.append(loss))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    other = make_trigger(surrogate, pood[:256], target, labels[:256], QUICK, seed=0)
+    assert (trigger - other).abs().mean() > 0.1 * trigger.abs().mean()  # another class, another trigger
+
+
+def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_seed(
+    world: tuple[SmallResNet, Tensor, Tensor, Tensor],
+) -> None:
+    surrogate, target, pood, labels = world
+    before = {name: value.clone() for name, value in surrogate.state_dict().items()}
+    short = NarcissusConfig(warm_up_epochs=1, n_steps=2, batch_size=64)
+    first, again, other = (make_trigger(surrogate, target, pood, labels, short, seed=seed) for seed in (1, 1, 2))
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert all(value.equal(before[name]) for name, value in surrogate.state_dict().items())
+
+
+def test_adding_clips_at_black_and_white_and_never_wraps() -> None:
+    images = torch.tensor([0, 3, 128, 250, 255], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 1, 3)
+    up = torch.full((3, 1, 1), 16 / 255)
+    assert add_trigger(images, up)[:, 0, 0, 0].tolist() == [8, 11, 136, 255, 255]
+    assert add_trigger(images, -up)[:, 0, 0, 0].tolist() == [0, 0, 120, 242, 247]
+    with pytest.raises(InputError, match="must be uint8, got torch.float32"):
+        add_trigger(to_pm1(images), up)
+
+
+def test_poisons_are_distinct_images_of_the_target_class_only() -> None:
+    labels = torch.arange(10).repeat(30)
+    rows = poison_rows(labels, 3, 20, seed=0)
+    assert len(set(rows.tolist())) == 20
+    assert (labels[rows] == 3).all()
+    assert not rows.equal(poison_rows(labels, 3, 20, seed=1))
+    with pytest.raises(InputError, match="class 3 has 30 images, fewer than 31 poisons"):
+        poison_rows(labels, 3, 31, seed=0)
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="eps .* got 0"):
+        NarcissusConfig(eps=0)

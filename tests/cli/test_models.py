@@ -1,0 +1,37 @@
+"""`pureebm models`."""
+
+import hashlib
+
+from pureebm.energy.weights import MODELS, bundled_path
+
+
+def test_list_shows_every_bundled_model_with_the_hash_of_its_file(pureebm):
+    done = pureebm("models", "list", "--json")
+    assert done.code == 0
+    rows = {row["name"]: row for row in done.json["models"]}
+    assert rows.keys() == MODELS.keys()
+    for name, row in rows.items():
+        data = bundled_path(name).read_bytes()
+        assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert len(data) <= 5_000_000
+    told = pureebm("models", "list")
+    assert (told.code, told.out) == (0, "")
+    assert all(name in told.err for name in MODELS)
+
+
+def test_info_is_the_card(pureebm, tiny_model):
+    card = pureebm("models", "info", tiny_model, "--json").json
+    assert (card["architecture"], card["auto_steps"]) == ("local", 5)
+    assert "architecture: local" in pureebm("models", "info", tiny_model).err
+
+
+def test_verify_is_two_for_a_file_that_its_card_does_not_know(pureebm, tiny_model, tmp_path):
+    assert pureebm("models", "verify").code == 0
+    assert pureebm("models", "verify", tiny_model).code == 0
+    data = bytearray(tiny_model.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "bent.safetensors").write_bytes(data)
+    (tmp_path / "bent.json").write_bytes(tiny_model.with_suffix(".json").read_bytes())
+    done = pureebm("models", "verify", tmp_path / "bent.safetensors", "--json")
+    assert done.code == done.json["exit_code"] == 2
+    assert "sha256" in done.json["error"]
