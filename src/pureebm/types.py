@@ -45,9 +45,15 @@ Progress = Callable[["ProgressReport"], None]
 class ProgressReport(Protocol):
     """State of a long job, for whoever shows it."""
 
-    done: int
-    total: int
-    resumed: int
-    failed: int
-    images_per_second: float
-    eta_seconds: float | None
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def resumed(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def images_per_second(self) -> float: ...
+    @property
+    def eta_seconds(self) -> float | None: ...

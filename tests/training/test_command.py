@@ -33,19 +33,20 @@ def test_every_setting_is_an_option_with_its_help(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for field in fields(EnergySettings):
         assert f"--{field.name.replace('_', '-')} " in shown
-    assert "multi" not in shown or "denoising score matching" in shown
+    assert "denoising score matching, or the paper's maximum likelihood" in shown
 
 
 def test_a_run_leaves_a_model_its_card_curves_and_pictures(source, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["train", "energy", source, "--out", str(out), *TINY, "--warm-steps", "4", "--steps", "4", "--json"]
+    arguments += ["--validate-every", "8"]
     assert run(arguments) == 0
     printed = capsys.readouterr()
     card = json.loads(printed.out)["card"]
     assert card == json.loads((out / "model.json").read_text())
     assert card["settings"]["widths"] == [4, 6] and card["plan"][-1]["stop"] == 8
     assert card["sampler"]["n_steps"] == 2 and isinstance(card["auto_steps"], int)
-    assert {"loss", "clean_psnr"} <= card["curves"].keys() and card["training_data"]["images"] == 32
+    assert {"loss", "clean_psnr"} <= card["curves"].keys() and card["training_data"]["trained_on"] == 32
     assert (out / "scalars.jsonl").exists() and (out / "diagnostics" / "distances.png").exists()
     assert "plan: warm 4 steps, dsm 4 steps" in printed.err
     from pureebm.energy.weights import load_model
@@ -91,6 +92,7 @@ def test_two_processes_keep_equal_weights_and_draw_different_batches(source, tmp
     pytest.importorskip("accelerate")
     out = tmp_path / "run"
     arguments = ["train", "energy", source, "--out", str(out), *TINY, *objective, "--steps", "3", "--accelerate"]
+    arguments += ["--validate-every", "9"]
     for errors, code in launch(2, arguments):
         assert code == 0, errors.decode()
     first, second = (

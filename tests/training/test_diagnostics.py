@@ -66,6 +66,15 @@ def test_all_pictures_are_drawn(tmp_path: Path):
             assert min(picture.size) > 200
 
 
+def test_scalars_reach_tensorboard_where_it_is_installed(tmp_path: Path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = ScalarLog(tmp_path, 0)
+    log.write(7, {"loss": 0.25, "phase": "dsm"})
+    log.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7, 0.25)]
+
+
 def test_a_log_forgets_what_comes_after_the_step_it_goes_back_to(tmp_path: Path):
     log = ScalarLog(tmp_path, 0)
     for step in (10, 20, 30):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pureebm.errors import InputError
-from pureebm.sampling.langevin import LangevinConfig, langevin
+from pureebm.sampling.langevin import LangevinConfig, energy_and_gradient, langevin
 from pureebm.sampling.noise import CounterNoise
 from pureebm.types import JSON, Energy, Stage
 
@@ -27,7 +27,7 @@ class LangevinStage:
             hardware, if the first batch's gradient agrees with float32; the state is float32 always.
         model: what identifies the weights in records: name, sha256, ...
 
-    The last stage of a chain that sees a non-finite value returns it: the job refuses to write it.
+    A value that became non-finite is returned as it is: the job refuses to write it.
     """
 
     def __init__(
@@ -51,14 +51,23 @@ class LangevinStage:
         self.precision = precision
         if precision == "auto":
             self.precision = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
-        self._checked = precision != "auto" or self.precision == "float32"
+        self._unchecked = precision == "auto" and self.precision == "bfloat16"
         self.steps_run = 0
+
+    def prepare(self, images: Tensor) -> None:
+        """Settle the precision before `settings` are recorded: with "auto", float32 where bfloat16 changes the
+        gradient at these images, (N, 3, H, W) in [-1, 1], by more than `SELF_CHECK_LIMIT`."""
+        if self._unchecked:
+            self._unchecked = False
+            x = images.to(self.device, memory_format=torch.channels_last)
+            low, high = energy_and_gradient(self._evaluate, x)[1], energy_and_gradient(self.energy, x)[1]
+            if not (low - high).norm() <= SELF_CHECK_LIMIT * high.norm():
+                self.precision = "float32"
 
     def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
         """(N, 3, H, W) float32 in [-1, 1] and N ids -> the same shape on the CPU."""
+        self.prepare(images)
         x = images.to(self.device, memory_format=torch.channels_last)
-        if not self._checked:
-            self._check_bfloat16(x)
         noise = CounterNoise(seed, ids, device=self.device)
         out = langevin(self._evaluate, x, self.config, noise=noise)
         self.steps_run += self.config.n_steps * len(images)
@@ -83,20 +92,6 @@ class LangevinStage:
             return self.energy(x)
         with torch.autocast(self.device.type, torch.bfloat16):
             return self.energy(x).float()
-
-    def _check_bfloat16(self, x: Tensor) -> None:
-        """Fall back to float32 where bfloat16 changes the first batch's gradient too much."""
-        self._checked = True
-        low = _gradient(self._evaluate, x)
-        high = _gradient(self.energy, x)
-        if not (low - high).norm() <= SELF_CHECK_LIMIT * high.norm():
-            self.precision = "float32"
-
-
-def _gradient(energy: Energy, x: Tensor) -> Tensor:
-    from pureebm.sampling.langevin import energy_and_gradient
-
-    return energy_and_gradient(energy, x)[1]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -123,6 +118,12 @@ class Chain:
         for offset, stage in enumerate(self.stages):
             images = stage.purify_batch(images, ids, seed=(seed + offset) % 2**64)
         return images
+
+    def prepare(self, images: Tensor) -> None:
+        """Let every stage that wants to see images before its settings are recorded see them."""
+        for stage in self.stages:
+            if isinstance(stage, LangevinStage | Chain):
+                stage.prepare(images)
 
     def energies(self, images: Tensor) -> Tensor | None:
         """Those of the first stage that has an energy."""

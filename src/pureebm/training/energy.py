@@ -122,7 +122,9 @@ class _Run:
         try:
             while self.trainer.step < self.plan[-1].stop:
                 self._one_step()
-            return self._finish()
+            card = self._finish()
+            self.workers.close()
+            return card
         finally:
             if self.log is not None:
                 self.log.close()
@@ -289,8 +291,8 @@ class _Run:
         return {
             "description": f"{self.settings.model} energy for images of {self.settings.size} px",
             "objective": self.settings.objective,
-            "data": f"{self.data['images']:,} images of {self.source}",
-            "training_data": {"source": str(self.source), **self.data},
+            "data": f"{len(self.images):,} images of {self.source}",
+            "training_data": {"source": str(self.source), "trained_on": len(self.images), **self.data},
             "held_out": self.held_data,
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "plan": [asdict(phase) for phase in self.plan],

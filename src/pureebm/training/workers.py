@@ -35,6 +35,9 @@ class Workers:
         """The largest of the processes' values."""
         return value
 
+    def close(self) -> None:
+        """Wait for the others at the end, so that none leaves while another needs it."""
+
 
 class AccelerateWorkers(Workers):
     """The processes that `accelerate launch` or `torchrun` started."""
@@ -58,3 +61,7 @@ class AccelerateWorkers(Workers):
     def largest(self, value: float) -> float:
         mine = torch.tensor([value], dtype=torch.float64, device=self.device)
         return float(self._accelerator.gather(mine).max())
+
+    def close(self) -> None:
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
