@@ -115,7 +115,7 @@ def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:
 
 def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
     """The network that a card describes, filled with `tensors`; every name and shape must fit."""
-    architecture = card.get("architecture")
+    architecture = str(card.get("architecture"))
     if architecture not in ARCHITECTURES:
         raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     try:

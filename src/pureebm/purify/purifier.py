@@ -106,7 +106,8 @@ class Purifier:
                 return self._pictures(images, seed, ids)
             names = _ids(ids, len(images))
             return [self(image, seed=seed, ids=[name]) for image, name in zip(images, names, strict=True)]
-        raise InputError(f"images must be a tensor, an array, a PIL image or a list of them, got {type(images).__name__}")
+        kind = type(images).__name__
+        raise InputError(f"images must be a tensor, an array, a PIL image or a list of them, got {kind}")
 
     def purify(
         self,
@@ -160,7 +161,8 @@ class Purifier:
         out = torch.cat(parts) if parts else images
         finite = out.flatten(1).isfinite().all(dim=1)
         if not finite.all():
-            raise InputError(f"image {names[int(finite.int().argmin())]!r} became non-finite; is the energy's scale right?")
+            name = names[int(finite.int().argmin())]
+            raise InputError(f"image {name!r} became non-finite; does the step size fit the energy?")
         return out
 
 

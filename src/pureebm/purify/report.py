@@ -135,7 +135,8 @@ class _Rows:
         changed = np.where(np.isinf(self.psnr), np.nan, self.psnr)
         taken: set[int] = set()
         groups = []
-        for title, values in zip(KINDS, (changed, -self.before, chance), strict=True):
+        ranks = [np.asarray(values, np.float64) for values in (changed, -self.before, chance)]
+        for title, values in zip(KINDS, ranks, strict=True):
             values = np.where(np.isnan(self.psnr), np.nan, values)  # only what was purified; NaN sorts last
             first = np.argsort(values, kind="stable")[: N_SHOWN * len(KINDS)].tolist()
             indices = [index for index in first if not np.isnan(values[index]) and index not in taken][:N_SHOWN]
