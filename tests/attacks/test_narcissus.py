@@ -10,6 +10,7 @@ from pureebm.attacks.narcissus import NarcissusConfig, add_trigger, make_trigger
 from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
+from pureebm.training.classifier import fit
 
 QUICK = NarcissusConfig(surrogate_epochs=3, warm_up_epochs=3, n_steps=40, batch_size=64)
 
@@ -27,12 +28,12 @@ def stripes(n: int, period: int, seed: int) -> Tensor:
 def world() -> tuple[SmallResNet, Tensor, Tensor, Tensor]:
     pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
     labels = torch.arange(2).repeat_interleave(256)
-    return train_surrogate(pood, labels, QUICK, seed=0), stripes(256, 5, 3), pood, labels
+    return train_surrogate(pood, labels, QUICK, fit=fit, seed=0), stripes(256, 5, 3), pood, labels
 
 
 def test_the_budget_holds_exactly_on_the_8_bit_images(world: tuple[SmallResNet, Tensor, Tensor, Tensor]) -> None:
     surrogate, target, pood, labels = world
-    trigger = make_trigger(surrogate, target, pood, labels, QUICK, seed=0)
+    trigger = make_trigger(surrogate, target, pood, labels, QUICK, fit=fit, seed=0)
     steps = trigger * 127.5
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert steps.abs().max().round() == 8  # it uses the budget, and no more
@@ -47,9 +48,11 @@ def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_im
 ) -> None:
     surrogate, target, pood, labels = world
     losses: list[float] = []
-    trigger = make_trigger(surrogate, target, pood, labels, QUICK, seed=0, on_step=lambda _, loss: losses.append(loss))
+    trigger = make_trigger(
+        surrogate, target, pood, labels, QUICK, fit=fit, seed=0, on_step=lambda _, loss: losses.append(loss)
+    )
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    other = make_trigger(surrogate, pood[:256], target, labels[:256], QUICK, seed=0)
+    other = make_trigger(surrogate, pood[:256], target, labels[:256], QUICK, fit=fit, seed=0)
     assert (trigger - other).abs().mean() > 0.1 * trigger.abs().mean()  # another class, another trigger
 
 
@@ -59,7 +62,9 @@ def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_se
     surrogate, target, pood, labels = world
     before = {name: value.clone() for name, value in surrogate.state_dict().items()}
     short = NarcissusConfig(warm_up_epochs=1, n_steps=2, batch_size=64)
-    first, again, other = (make_trigger(surrogate, target, pood, labels, short, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        make_trigger(surrogate, target, pood, labels, short, fit=fit, seed=seed) for seed in (1, 1, 2)
+    )
     assert first.equal(again)
     assert not first.equal(other)
     assert all(value.equal(before[name]) for name, value in surrogate.state_dict().items())

@@ -149,9 +149,10 @@ def test_subsets_nest_and_hold_no_image_twice(data: QuickData) -> None:
 
 
 def test_a_poisoned_victim_falls_for_the_trigger_and_a_clean_one_does_not(data: QuickData, tmp_path: Path) -> None:
-    trigger = Trigger("t", 3, checkers(), seed=10)
+    # Every image of the class carries it, and strongly, so that a few epochs suffice.
+    trigger = Trigger("t", 3, checkers(40), seed=10)
     recipe = ClassifierConfig(epochs=6, batch_size=32)
-    config = replace(CONFIG, recipe=recipe)
+    config = replace(CONFIG, recipe=recipe, n_poisons=60)
     victims = [
         quick.train_victim(training_set(data, config, Defense("none", None), triggers, tmp_path), recipe, seed=0)
         for triggers in ([], [trigger])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pureebm.classifiers.small_resnet import SmallResNet
+from pureebm.data.augment import PAD, augment
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
-from pureebm.training.classifier import PAD, ClassifierConfig, augment, predict, train_classifier
+from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
 
 
 def test_an_augmented_image_is_a_crop_of_the_zero_padded_image_or_of_its_mirror() -> None:

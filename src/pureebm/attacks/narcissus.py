@@ -5,7 +5,7 @@ The trigger rho of class y is the most inward-pointing feature of y that a surro
     rho = argmin over |rho|_inf <= eps of  mean over x of  CE(surrogate(clip(x + rho)), y)
 
 A victim that was trained on a few images of y carrying rho, labels untouched, then takes any image
-with rho for y. Knows a classifier as "images -> logits"; trains its surrogate by the common recipe.
+with rho for y. Knows a classifier as "images -> logits"; how a surrogate is trained is an argument (`Fit`).
 
 Source: Zeng et al., arXiv 2204.05255; the setting of PureGen (eps = 8/255, 1 % of the training set,
 the trigger as it is at test time), arXiv 2405.18627.
@@ -21,16 +21,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pureebm.classifiers.small_resnet import SmallResNet
+from pureebm.data.augment import augment
 from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import InputError
-from pureebm.training.classifier import ClassifierConfig, augment, train_classifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,15 @@ class NarcissusConfig:
             raise InputError(f"eps is in steps of 1/255 and must be 1 to 255, got {self.eps}")
 
 
-def train_surrogate(images: Tensor, labels: Tensor, config: NarcissusConfig, *, seed: int) -> SmallResNet:
+class Fit(Protocol):
+    """Trains a network in place on (N, H, W, 3) uint8 images; `training.classifier.fit` is one."""
+
+    def __call__(
+        self, network: SmallResNet, images: Tensor, labels: Tensor, *, epochs: int, peak_rate: float, seed: int
+    ) -> None: ...
+
+
+def train_surrogate(images: Tensor, labels: Tensor, config: NarcissusConfig, *, fit: Fit, seed: int) -> SmallResNet:
     """A classifier of POOD images with one more logit, the last, for the class to be attacked.
 
     Args:
@@ -59,7 +67,7 @@ def train_surrogate(images: Tensor, labels: Tensor, config: NarcissusConfig, *, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         surrogate = SmallResNet(int(labels.max()) + 2)
-    train_classifier(surrogate, images, labels, ClassifierConfig(epochs=config.surrogate_epochs), seed=seed)
+    fit(surrogate, images, labels, epochs=config.surrogate_epochs, peak_rate=0.1, seed=seed)
     return surrogate
 
 
@@ -70,6 +78,7 @@ def make_trigger(
     pood_labels: Tensor,
     config: NarcissusConfig,
     *,
+    fit: Fit,
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Tensor:
@@ -86,7 +95,7 @@ def make_trigger(
         that the budget holds exactly for uint8 images.
     """
     generator = torch.Generator().manual_seed(seed)
-    surrogate = _warm_up(surrogate, target_images, pood_images, pood_labels, config, generator)
+    surrogate = _warm_up(surrogate, target_images, pood_images, pood_labels, config, fit, generator)
     images, budget = torch.cat([target_images, _draw(pood_images, len(target_images), generator)]), 2 * config.eps / 255
     target = torch.full((config.batch_size,), surrogate.head.out_features - 1)
     height, width = images.shape[1:3]
@@ -110,6 +119,7 @@ def _warm_up(
     pood: Tensor,
     labels: Tensor,
     config: NarcissusConfig,
+    fit: Fit,
     generator: torch.Generator,
 ) -> SmallResNet:
     """A frozen copy of the surrogate that has seen the target class under its last logit."""
@@ -117,8 +127,8 @@ def _warm_up(
     rows = torch.randperm(len(pood), generator=generator)[: len(target)]
     images = torch.cat([target, pood[rows]])
     classes = torch.cat([torch.full((len(target),), surrogate.head.out_features - 1), labels[rows]])
-    recipe = ClassifierConfig(epochs=config.warm_up_epochs, peak_rate=0.03)
-    train_classifier(surrogate, images, classes, recipe, seed=int(torch.randint(2**31, (), generator=generator)))
+    draw = int(torch.randint(2**31, (), generator=generator))
+    fit(surrogate, images, classes, epochs=config.warm_up_epochs, peak_rate=0.03, seed=draw)
     for parameter in surrogate.parameters():
         parameter.requires_grad_(False)
     return surrogate

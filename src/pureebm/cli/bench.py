@@ -46,6 +46,7 @@ def run_suite(
     joint: Annotated[bool, typer.Option("--joint", help="All triggers of the set in one victim: faster.")] = False,
     n_train: Annotated[int, typer.Option(min=640, help="Training images of a victim.")] = 20_000,
     n_poisons: Annotated[int, typer.Option(min=1, help="Of them, how many carry a trigger.")] = 200,
+    scale: Annotated[int, typer.Option(min=1, max=4, help="Times the trigger: 2 makes 16/255 of 8/255.")] = 1,
     data: Annotated[
         Path | None, typer.Option(help="Data folder; else $PUREEBM_DATA or ../shared/data.", show_default=False)
     ] = None,
@@ -76,7 +77,7 @@ def run_suite(
 
         cards = [run_diagnosis(one, arrays, out=out, cache=cache, command=_command()) for one in defenses]
     else:
-        config = quick.QuickConfig(n_train=n_train, n_poisons=n_poisons, joint=joint)
+        config = quick.QuickConfig(n_train=n_train, n_poisons=n_poisons, joint=joint, scale=scale)
         cards = []
         for one in defenses:
             cards += quick.run_quick(
@@ -154,6 +155,7 @@ def _print_quick(rows: list[JSON]) -> None:
 
     columns = (
         "attack",
+        "eps",
         "data",
         "defence",
         "accuracy %",
@@ -166,7 +168,7 @@ def _print_quick(rows: list[JSON]) -> None:
         "purify s",
     )
     table = Table(*columns, title="quick: natural accuracy (high is good), poison success (near the floor is good)")
-    for row in sorted(rows, key=lambda row: (row["data"], row["attack"], row["poison_success"] or 0)):
+    for row in sorted(rows, key=lambda row: (row["data"], row["attack"], row["eps"], row["poison_success"] or 0)):
         keys = (
             "natural_accuracy",
             "natural_accuracy_sd",
@@ -177,7 +179,13 @@ def _print_quick(rows: list[JSON]) -> None:
         )
         numbers = [_percent(row[key]) for key in keys]
         table.add_row(
-            row["attack"], row["data"], row["defence"], *numbers, str(row["runs"]), f"{row['defence_seconds']:.0f}"
+            row["attack"],
+            str(row["eps"]),
+            row["data"],
+            row["defence"],
+            *numbers,
+            str(row["runs"]),
+            f"{row['defence_seconds']:.0f}",
         )
     Console().print(table)
 

@@ -121,8 +121,7 @@ def langevin_stage(model: LoadedModel, config: LangevinConfig, *, device: str, p
     """The purifier of a loaded model, described for the run record."""
     from pureebm.purify.stages import LangevinStage
 
-    described = {"name": model.name, "sha256": model.sha256, "architecture": model.card["architecture"]}
-    return LangevinStage(model.energy, config, device=device, precision=precision, model=described)
+    return LangevinStage(model.energy, config, device=device, precision=precision, model=model.describe())
 
 
 def use_threads(n_threads: int | None) -> None:

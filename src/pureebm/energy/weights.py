@@ -48,6 +48,11 @@ class LoadedModel:
     card: JSON
     sha256: str
 
+    def describe(self) -> JSON:
+        """What a run record says of the weights."""
+        told = ("architecture", "data", "intended_use", "limits")
+        return {"name": self.name, "sha256": self.sha256} | {key: self.card[key] for key in told if key in self.card}
+
 
 def bundled_path(name: str) -> Path:
     """The weights file of a bundled model; its card has the suffix .json."""

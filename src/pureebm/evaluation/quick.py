@@ -33,7 +33,7 @@ from pureebm.errors import InputError
 from pureebm.evaluation.arrays import LabeledImages, read_labeled
 from pureebm.evaluation.cards import provenance, read_card, write_card
 from pureebm.evaluation.metrics import accuracy, poison_success
-from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
+from pureebm.training.classifier import ClassifierConfig, fit, predict, train_classifier
 from pureebm.types import JSON, Stage
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class QuickConfig:
     n_train: Annotated[int, "training images, a fixed random subset"] = 20_000
     n_poisons: Annotated[int, "of them, images of the target class that carry the trigger"] = 200
     joint: Annotated[bool, "poison all classes of the set in one victim: a third of the time"] = False
+    scale: Annotated[int, "times the trigger, in training and at test time: 2 makes 16/255 of 8/255"] = 1
     recipe: ClassifierConfig = field(default_factory=ClassifierConfig)
     attack: NarcissusConfig = field(default_factory=NarcissusConfig)
 
@@ -137,22 +138,23 @@ class QuickData:
 
 
 def load_triggers(
-    name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig
+    name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig, *, scale: int = 1
 ) -> list[Trigger]:
     """The triggers of a set, from `folder` or made (minutes) and stored there as .npy of (3, 32, 32)."""
     triggers, surrogate = [], None
     for target in SETS[name].classes:
         path = folder / f"narcissus-eps{config.eps}-seed{SETS[name].seed}-class{target}.npy"
         if not path.is_file():
-            surrogate = surrogate or train_surrogate(data.pood.images, data.pood.labels, config, seed=SURROGATE_SEED)
+            pood, classes = data.pood.images, data.pood.labels
+            surrogate = surrogate or train_surrogate(pood, classes, config, fit=fit, seed=SURROGATE_SEED)
             log.info("making %s", path.name)
             mine = data.train.images[data.train.labels == target]
             seed = SETS[name].seed + target
-            pattern = make_trigger(surrogate, mine, data.pood.images, data.pood.labels, config, seed=seed)
+            pattern = make_trigger(surrogate, mine, pood, classes, config, fit=fit, seed=seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, pattern.numpy(), allow_pickle=False)
-        pattern = torch.from_numpy(np.load(path, allow_pickle=False))
-        triggers.append(Trigger(path.stem, target, pattern, SETS[name].seed))
+        pattern = scale * torch.from_numpy(np.load(path, allow_pickle=False))
+        triggers.append(Trigger(path.stem + (f"-x{scale}" if scale > 1 else ""), target, pattern, SETS[name].seed))
     return triggers
 
 
@@ -253,7 +255,7 @@ def run_quick(
 
     The clean victim of each seed comes first, since every card holds its floor.
     """
-    triggers = load_triggers(trigger_set, data, out / "triggers", config.attack)
+    triggers = load_triggers(trigger_set, data, out / "triggers", config.attack, scale=config.scale)
     groups = [triggers] if config.joint else [[trigger] for trigger in triggers]
     cards = []
     for seed in seeds:
@@ -355,7 +357,7 @@ def _card(defense: Defense, config: QuickConfig, *, seed: int, seconds: tuple[fl
     return {
         "suite": "quick",
         "attack": "narcissus",
-        "eps": config.attack.eps,
+        "eps": config.attack.eps * config.scale,
         "budget": config.n_poisons / config.n_train,
         "data": f"cifar10-{config.n_train}" + ("-joint" if config.joint else ""),
         "victim": f"small-resnet, {config.recipe.epochs} epochs",

@@ -56,8 +56,7 @@ class Purifier:
         """
         loaded = load_model(name, device)
         config = config or LangevinConfig(**loaded.card.get("sampler", {}))
-        described = {"name": loaded.name, "sha256": loaded.sha256, "architecture": loaded.card["architecture"]}
-        return cls(LangevinStage(loaded.energy, config, device=device, precision=precision, model=described))
+        return cls(LangevinStage(loaded.energy, config, device=device, precision=precision, model=loaded.describe()))
 
     @classmethod
     def from_energy(

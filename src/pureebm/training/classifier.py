@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pureebm.data.augment import augment
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
-
-PAD = 2
-"""Zero pixels around an image before its random crop. Short runs underfit: 2 trains better than the usual 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,23 +40,6 @@ class ClassifierConfig:
         """Learning rate of update 0 .. n_updates-1: up to `peak_rate` and down to (almost) 0, linearly."""
         done = (update + 0.5) / n_updates
         return self.peak_rate * min(done / self.warm_up, (1 - done) / (1 - self.warm_up))
-
-
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop of the zero-padded image and horizontal flip: uint8 (N, H, W, 3) -> the same.
-
-    One offset and one coin for each image, drawn on the CPU from `generator`.
-    """
-    n, height, width, _ = pixels.shape
-    device = pixels.device
-    offsets = torch.randint(0, 2 * PAD + 1, (2, n, 1), generator=generator).to(device)
-    flip = torch.rand((n, 1), generator=generator).to(device) < 0.5
-    columns = torch.arange(width, device=device)
-    rows = torch.arange(height, device=device) + offsets[0]  # (N, H)
-    columns = torch.where(flip, columns.flip(0), columns) + offsets[1]  # (N, W)
-    padded = F.pad(pixels, (0, 0, PAD, PAD, PAD, PAD))
-    every = torch.arange(n, device=device)[:, None, None]
-    return padded[every, rows[:, :, None], columns[:, None, :]]
 
 
 def train_classifier(
@@ -123,3 +104,8 @@ def predict(network: nn.Module, images: Tensor, *, batch_size: int = 500, device
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     classes = [network(to_pm1(batch.to(device)).permute(0, 3, 1, 2)).argmax(dim=1).cpu() for batch in batches]
     return torch.cat(classes) if classes else torch.empty(0, dtype=torch.int64)
+
+
+def fit(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, peak_rate: float, seed: int) -> None:
+    """`train_classifier` as an attack calls it for its surrogate (`attacks.narcissus.Fit`)."""
+    train_classifier(network, images, labels, ClassifierConfig(epochs=epochs, peak_rate=peak_rate), seed=seed)
