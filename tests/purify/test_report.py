@@ -118,3 +118,10 @@ def test_command_repeats_the_run() -> None:
     assert (
         " ".join(command(settings).replace("\\\n", "").split()) == f"{words} --seed 3 --batch-size 64 --on-error skip"
     )
+
+
+def test_the_command_leaves_a_schedule_to_the_model() -> None:
+    stage = {"model": {"name": "m"}, "n_steps": 8, "step_size": 0.1, "temperature_end": 1e-4, "temperature": 1e-3}
+    settings = {"stage": stage, "seed": 0, "batch_size": 64, "limit": None, "on_error": "skip"}
+    words = " ".join(command(settings).replace("\\\n", "").split())
+    assert words == "pureebm purify SOURCE TARGET --model m --steps 8 --seed 0 --batch-size 64 --on-error skip"

@@ -54,4 +54,5 @@ def _say_result(result: DemoResult) -> None:
     say(f"{result.trigger_survival:.0%} of the trigger survives in the purified files.")
     say(f"Before:  {result.untrusted}")
     say(f"After:   {result.purified}, in {result.seconds:.0f} s")
+    say(f"Picture: {result.picture}")
     say(f"Report:  {result.report}")

@@ -33,7 +33,7 @@ ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy]] = MappingProx
 
 MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "local-32": "light network for CPUs, trained on Tiny-ImageNet at 32 px; the default",
+        "local-32": "light network for CPUs, trained on Tiny-ImageNet halved to 32 px; the default",
     }
 )
 """Bundled weights: name -> one line about them. The file is `energy/models/NAME.safetensors`."""

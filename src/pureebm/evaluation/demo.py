@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -79,6 +80,7 @@ class DemoResult:
     untrusted: Path
     purified: Path
     report: Path
+    picture: Path
 
     def to_json(self) -> JSON:
         """Plain values, paths as text."""
@@ -132,6 +134,7 @@ def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = 
     poisoned = {sample.image_id(index) for index in sample.poisoned}
     clean_rows = [row for name, row in rows.items() if name not in poisoned]
     poisoned_rows = [row for name, row in rows.items() if name in poisoned]
+    draw_before_after(out / "before-after.png", sample, untrusted, purified)
     paired, left = measure_trigger(sample, untrusted, purified, stage, seed=seed)
     return DemoResult(
         clean=_group(clean_rows),
@@ -146,6 +149,7 @@ def demo(out: Path, stage: Stage, *, seed: int = 0, progress: Progress | None = 
         untrusted=untrusted,
         purified=purified,
         report=purified / REPORT_NAME,
+        picture=out / "before-after.png",
     )
 
 
@@ -163,6 +167,26 @@ def measure_trigger(sample: Sample, untrusted: Path, purified: Path, stage: Stag
         raise InputError("the demonstration needs a purifier with an energy")
     reference = to_pm1(to_uint8(stage.purify_batch(original, ids, seed=seed)))
     return paired_share(before, after), survival(poisoned - original, cleaned - reference)
+
+
+def draw_before_after(path: Path, sample: Sample, untrusted: Path, purified: Path, *, n: int = 4) -> None:
+    """A picture of `n` clean and `n` poisoned images: as they went in, as they came out, and what moved."""
+    clean = [index for index in range(len(sample.labels)) if index not in sample.poisoned][:: 223 // n][:n]
+    ids = [sample.image_id(index) for index in [*clean, *sample.poisoned[:n]]]
+    before, after = _read(untrusted, ids), _read(purified, ids)
+    rows = {"goes in": before, "comes out": after, "difference x 4": (after - before) * 4}
+    figure = Figure(figsize=(1.1 * 2 * n + 1.2, 3.9), layout="constrained")
+    axes = figure.subplots(3, 2 * n)
+    for (name, images), row in zip(rows.items(), axes, strict=True):
+        row[0].set_ylabel(name, fontsize=11)
+        for image, place in zip(to_uint8(images).permute(0, 2, 3, 1).numpy(), row, strict=True):
+            place.imshow(image, interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set_visible(False)
+    for column, place in enumerate(axes[0]):
+        poisoned = column >= n
+        place.set_title("poisoned" if poisoned else "clean", fontsize=10, color="#b3261e" if poisoned else "#333333")
+    figure.savefig(path, dpi=110)
 
 
 def _read(folder: Path, ids: Sequence[str]) -> Tensor:

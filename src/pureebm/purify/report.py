@@ -234,14 +234,19 @@ def _failure_note(counts: dict[str, int], listed: int) -> str:
 
 
 def command(settings: JSON) -> str:
-    """The command line that gives the same bytes; settings without a flag stay in the table below it."""
+    """The command line that gives the same bytes; settings without a flag stay in the table below it.
+
+    A schedule has no flags: it comes with the model, and a constant step size would replace it.
+    """
     stage, model = settings["stage"], find(settings["stage"], "model") or {}
+    scheduled = any(stage.get(name) for name in ("step_size_end", "temperature_end", "initial_noise"))
+    constant: JSON = {} if scheduled else stage
     flags: list[tuple[str, Any]] = [
         ("--model", model.get("name")),
         ("--steps", stage.get("n_steps")),
-        ("--step-size", stage.get("step_size")),
-        ("--temperature", stage.get("temperature")),
-        ("--noise", stage.get("noise")),
+        ("--step-size", constant.get("step_size")),
+        ("--temperature", constant.get("temperature")),
+        ("--noise", constant.get("noise")),
         ("--precision", stage.get("precision")),
         ("--seed", settings["seed"]),
         ("--batch-size", settings["batch_size"]),
