@@ -153,41 +153,14 @@ def _print_quick(rows: list[JSON]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = (
-        "attack",
-        "eps",
-        "data",
-        "defence",
-        "accuracy %",
-        "sd",
-        "poison success %",
-        "sd",
-        "worst class",
-        "floor",
-        "runs",
-        "purify s",
-    )
-    table = Table(*columns, title="quick: natural accuracy (high is good), poison success (near the floor is good)")
-    for row in sorted(rows, key=lambda row: (row["data"], row["attack"], row["eps"], row["poison_success"] or 0)):
-        keys = (
-            "natural_accuracy",
-            "natural_accuracy_sd",
-            "poison_success",
-            "poison_success_sd",
-            "poison_success_max",
-            "clean_floor",
-        )
+    title = "quick, in %: accuracy (high is good), poison success (near the floor is good)"
+    table = Table("eps", "data", "defence", "acc.", "poison", "sd", "worst", "floor", "n", "purify s", title=title)
+    keys = ("natural_accuracy", "poison_success", "poison_success_sd", "poison_success_max", "clean_floor")
+    for row in sorted(rows, key=lambda row: (row["data"], row["eps"], row["attack"], row["poison_success"] or 0)):
+        eps = "clean" if row["attack"] == "none" else str(row["eps"])
         numbers = [_percent(row[key]) for key in keys]
-        table.add_row(
-            row["attack"],
-            str(row["eps"]),
-            row["data"],
-            row["defence"],
-            *numbers,
-            str(row["runs"]),
-            f"{row['defence_seconds']:.0f}",
-        )
-    Console().print(table)
+        table.add_row(eps, row["data"], row["defence"], *numbers, str(row["runs"]), f"{row['defence_seconds']:.0f}")
+    Console(width=max(100, Console().width)).print(table)
 
 
 def _print_diagnosis(rows: list[JSON]) -> None:

@@ -103,11 +103,13 @@ def langevin_config(
 ) -> LangevinConfig:
     """The model's own sampler (or the paper's) with the given options put over it. Raises `InputError`.
 
-    A constant step size or temperature replaces the model's schedule of it.
+    A constant step size or temperature replaces the model's schedule of it. Steps "auto" go with the sampler that
+    the mid-run was measured with (the card's "auto_sampler").
     """
     from pureebm.sampling.langevin import LangevinConfig
 
-    config = LangevinConfig(**(model.card.get("sampler", {}) if sampler == "default" else {}))
+    own = model.card.get("auto_sampler" if steps == "auto" else "sampler") or model.card.get("sampler", {})
+    config = LangevinConfig(**(own if sampler == "default" else {}))
     if steps is not None:
         config = replace(config, n_steps=_steps(steps, model))
     if step_size is not None:

@@ -326,7 +326,7 @@ class _Run:
                 log=self.log.path,
                 seed=self.settings.seed,
             )
-            card["auto_steps"] = auto
+            card["auto_steps"], card["auto_sampler"] = auto, card["sampler"]
             card["curves"] = _curves(self.log.path)
             card["total_minutes"] = round(self.minutes, 2)
             save_model(path, best.energy, card)
