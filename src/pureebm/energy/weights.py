@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from pureebm.data.durable import write_file
 from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.errors import ModelError
 from pureebm.types import JSON
@@ -88,19 +88,10 @@ def save_model(path: Path, energy: SNGANEnergy | LocalEnergy, card: JSON) -> JSO
         "parameters": sum(value.numel() for value in tensors.values()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    _replace(path, data)
-    _replace(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    return card
-
-
-def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_file(path, lambda file: file.write(data))
+    write_file(path.with_suffix(".json"), lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
+    return card
 
 
 def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:

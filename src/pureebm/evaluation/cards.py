@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import pureebm
+from pureebm.data.durable import write_file
 from pureebm.errors import InputError
 from pureebm.types import JSON
 
@@ -28,9 +29,8 @@ GROUP = ("attack", "eps", "budget", "data", "victim", "defence")
 def write_card(path: Path, card: JSON) -> None:
     """Write beside and rename: a card is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-    beside.replace(path)
+    text = json.dumps(card, indent=1, allow_nan=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def read_card(path: Path) -> JSON:
