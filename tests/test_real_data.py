@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pureebm import JobConfig, Purifier
-from pureebm.attacks.narcissus import add_trigger
+from pureebm.attacks.triggers import AddTrigger
 from pureebm.data.open import open_source
 from pureebm.data.ranges import to_pm1
 from pureebm.evaluation.demo import load_sample
@@ -28,7 +28,7 @@ def test_energy_tells_poisoned_images_from_their_originals(shared_data: Path) ->
     loaded = open_source(shared_data / "cifar10" / "test.parquet").load(0, 300)
     pixels = [item.picture.pixels for item in loaded if item.picture is not None]
     clean = torch.stack([torch.from_numpy(image) for image in pixels])
-    poisoned = add_trigger(clean, load_sample().trigger)
+    poisoned = AddTrigger(load_sample().trigger).apply(clean)
     stage = Purifier.from_pretrained().stage
     before, after = (stage.energies(to_pm1(images).permute(0, 3, 1, 2)) for images in (clean, poisoned))
     assert before is not None and after is not None

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pureebm.attacks.narcissus import NarcissusConfig, add_trigger, make_trigger, poison_rows, train_surrogate
-from pureebm.classifiers.small_resnet import SmallResNet
+from pureebm.attacks.base import Attacker, LabeledSet, poison_rows
+from pureebm.attacks.narcissus import Config, craft, make_trigger, train_surrogate
+from pureebm.attacks.triggers import AddTrigger
+from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
-from pureebm.training.classifier import fit
+from pureebm.evaluation.quick import train_small
 
-QUICK = NarcissusConfig(surrogate_epochs=3, warm_up_epochs=3, n_steps=40, batch_size=64)
+World = tuple[Classifier, Tensor, LabeledSet]
+QUICK = Config(surrogate_epochs=3, warm_up_epochs=3, n_steps=40, batch_size=64)
 
 
 def stripes(n: int, period: int, seed: int) -> Tensor:
@@ -25,45 +28,45 @@ def stripes(n: int, period: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[SmallResNet, Tensor, Tensor, Tensor]:
+def world() -> World:
     pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
-    labels = torch.arange(2).repeat_interleave(256)
-    return train_surrogate(pood, labels, QUICK, fit=fit, seed=0), stripes(256, 5, 3), pood, labels
+    public = LabeledSet(pood, torch.arange(2).repeat_interleave(256), 2)
+    return train_surrogate(public, QUICK, train=train_small, seed=0), stripes(256, 5, 3), public
 
 
-def test_the_budget_holds_exactly_on_the_8_bit_images(world: tuple[SmallResNet, Tensor, Tensor, Tensor]) -> None:
-    surrogate, target, pood, labels = world
-    trigger = make_trigger(surrogate, target, pood, labels, QUICK, fit=fit, seed=0)
+def test_the_budget_holds_exactly_on_the_8_bit_images(world: World) -> None:
+    surrogate, target, public = world
+    trigger = make_trigger(surrogate, target, public, QUICK, train=train_small, seed=0)
     steps = trigger * 127.5
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert steps.abs().max().round() == 8  # it uses the budget, and no more
-    change = add_trigger(pood, trigger).int() - pood.int()
-    inside = (pood > 8) & (pood < 247)
+    change = AddTrigger(trigger).apply(public.images).int() - public.images.int()
+    inside = (public.images > 8) & (public.images < 247)
     assert change.abs().max() == 8
     assert (change == steps.round().int().permute(1, 2, 0))[inside].all()
 
 
 def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_images(
-    world: tuple[SmallResNet, Tensor, Tensor, Tensor],
+    world: World,
 ) -> None:
-    surrogate, target, pood, labels = world
+    surrogate, target, public = world
     losses: list[float] = []
     trigger = make_trigger(
-        surrogate, target, pood, labels, QUICK, fit=fit, seed=0, on_step=lambda _, loss: losses.append(loss)
+        surrogate, target, public, QUICK, train=train_small, seed=0, on_step=lambda _, loss: losses.append(loss)
     )
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    other = make_trigger(surrogate, pood[:256], target, labels[:256], QUICK, fit=fit, seed=0)
+    other = make_trigger(surrogate, public.images[:256], public, QUICK, train=train_small, seed=0)
     assert (trigger - other).abs().mean() > 0.1 * trigger.abs().mean()  # another class, another trigger
 
 
 def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_seed(
-    world: tuple[SmallResNet, Tensor, Tensor, Tensor],
+    world: World,
 ) -> None:
-    surrogate, target, pood, labels = world
+    surrogate, target, public = world
     before = {name: value.clone() for name, value in surrogate.state_dict().items()}
-    short = NarcissusConfig(warm_up_epochs=1, n_steps=2, batch_size=64)
+    short = Config(warm_up_epochs=1, n_steps=2, batch_size=64)
     first, again, other = (
-        make_trigger(surrogate, target, pood, labels, short, fit=fit, seed=seed) for seed in (1, 1, 2)
+        make_trigger(surrogate, target, public, short, train=train_small, seed=seed) for seed in (1, 1, 2)
     )
     assert first.equal(again)
     assert not first.equal(other)
@@ -73,10 +76,10 @@ def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_se
 def test_adding_clips_at_black_and_white_and_never_wraps() -> None:
     images = torch.tensor([0, 3, 128, 250, 255], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 1, 3)
     up = torch.full((3, 1, 1), 16 / 255)
-    assert add_trigger(images, up)[:, 0, 0, 0].tolist() == [8, 11, 136, 255, 255]
-    assert add_trigger(images, -up)[:, 0, 0, 0].tolist() == [0, 0, 120, 242, 247]
+    assert AddTrigger(up).apply(images)[:, 0, 0, 0].tolist() == [8, 11, 136, 255, 255]
+    assert AddTrigger(-up).apply(images)[:, 0, 0, 0].tolist() == [0, 0, 120, 242, 247]
     with pytest.raises(InputError, match="must be uint8, got torch.float32"):
-        add_trigger(to_pm1(images), up)
+        AddTrigger(up).apply(to_pm1(images))
 
 
 def test_poisons_are_distinct_images_of_the_target_class_only() -> None:
@@ -91,4 +94,21 @@ def test_poisons_are_distinct_images_of_the_target_class_only() -> None:
 
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="eps .* got 0"):
-        NarcissusConfig(eps=0)
+        Config(eps=0)
+
+
+def test_crafting_keeps_labels_order_and_budget_and_names_its_goal(world: World) -> None:
+    _, target, public = world
+    data = LabeledSet(torch.cat([public.images, target]), torch.arange(3).repeat_interleave(256), 3)
+    config = Config(budget=0.05, target_class=2, surrogate_epochs=1, warm_up_epochs=1, n_steps=3, multiplier=3)
+    attacker = Attacker(train=train_small, public=public)
+    poisoned = craft(data, config, attacker=attacker, seed=5)
+    after = poisoned.apply(data)
+    changed = (after.images != data.images).flatten(1).any(1).nonzero().squeeze(1)
+    assert changed.equal(poisoned.rows) and len(changed) == 39  # ceil(0.05 * 768)
+    assert after.labels.equal(data.labels) and (data.labels[changed] == 2).all()
+    assert (after.images.int() - data.images.int()).abs().max() <= 8
+    assert poisoned.goal.target_class == 2 and poisoned.goal.trigger.multiplier == 3
+    assert poisoned.images.equal(AddTrigger(poisoned.goal.trigger.pattern).apply(data.images[changed]))
+    with pytest.raises(InputError, match="needs public out-of-distribution images"):
+        craft(data, config, attacker=Attacker(train=train_small), seed=5)

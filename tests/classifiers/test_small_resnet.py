@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pureebm.classifiers.small_resnet import MEAN, STD, SmallResNet
+from pureebm.classifiers.base import MEAN, STD
+from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.errors import InputError
 
 
@@ -21,12 +22,12 @@ def test_it_normalizes_by_the_mean_and_spread_of_the_0_1_range() -> None:
     # above like ones; the network sees [-1, 1].
     network = SmallResNet().eval()
     seen: list[torch.Tensor] = []
-    network.stem.conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network.stem[0].conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     for color in (mean, mean + std):
         network((color * 2 - 1).view(1, 3, 1, 1).expand(1, 3, 32, 32))
-    torch.testing.assert_close(seen[0], torch.zeros(1, 12, 16, 16), atol=1e-6, rtol=0)
-    torch.testing.assert_close(seen[1], torch.ones(1, 12, 16, 16), atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen[0], torch.zeros(1, 3, 32, 32), atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen[1], torch.ones(1, 3, 32, 32), atol=1e-6, rtol=0)
 
 
 def test_widths_must_be_three() -> None:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
+from math import comb
+
 import pytest
 import torch
 
 from pureebm.errors import InputError
-from pureebm.evaluation.metrics import accuracy, auroc, paired_share, poison_success, psnr, survival
+from pureebm.evaluation.metrics import (
+    accuracy,
+    auroc,
+    bootstrap_interval,
+    mean_l2,
+    paired_share,
+    poison_success,
+    psnr,
+    survival,
+    triggered_rates,
+)
 
 
 def test_poison_success_counts_the_images_of_other_classes_only() -> None:
@@ -51,3 +64,53 @@ def test_psnr_is_the_mean_over_images_in_decibels_of_255() -> None:
     other = zero.clone()
     other[0], other[1] = 255, 1  # 0 dB and 48.13 dB
     assert psnr(other, zero) == pytest.approx((0 + 48.1308) / 2, abs=1e-3)
+
+
+def test_triggered_rates_count_what_the_attacker_aims_at_and_need_not_make_1() -> None:
+    labels = torch.tensor([2, 0, 1, 3, 4])
+    predicted = torch.tensor([2, 2, 1, 0, 2])
+    wanted = torch.full_like(labels, 2)
+    assert triggered_rates(predicted, labels, wanted, labels != 2) == pytest.approx((2 / 4, 1 / 4))
+    assert triggered_rates(predicted, labels, wanted, labels == 3) == (0, 0)  # one source class
+    with pytest.raises(InputError, match="none of the 5 test images"):
+        triggered_rates(predicted, labels, wanted, labels == 9)
+
+
+def test_l2_is_in_units_of_the_pixel_range() -> None:
+    images = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
+    moved = images.clone()
+    moved[0] = 51  # 12 values of 0.2; the second image does not move
+    assert mean_l2(moved, images) == pytest.approx(0.2 * 12**0.5 / 2)
+
+
+def test_the_interval_of_few_values_is_that_of_all_resamples_listed_one_by_one() -> None:
+    values = [0.1, 0.4, 0.4, 0.9]
+    means = sorted(sum(draw) / 4 for draw in product(values, repeat=4))  # 4**4 resamples, equally likely
+    low = next(mean for place, mean in enumerate(means, start=1) if place / len(means) >= 0.05)
+    high = next(mean for place, mean in enumerate(means, start=1) if place / len(means) >= 0.95)
+    assert bootstrap_interval(values, level=0.9) == pytest.approx((low, high))
+
+
+def test_the_interval_of_yes_and_no_is_binomial() -> None:
+    # Resamples of k ones in n are Binomial(n, k / n) / n: the quantiles in closed form.
+    def quantile(n: int, k: int, level: float) -> float:
+        total = 0.0
+        for ones in range(n + 1):
+            total += comb(n, ones) * (k / n) ** ones * (1 - k / n) ** (n - ones)
+            if total >= level - 1e-12:
+                return ones / n
+        raise AssertionError
+
+    for n, k in ((10, 3), (7, 1), (5, 4)):
+        found = bootstrap_interval([1.0] * k + [0.0] * (n - k))
+        assert found == pytest.approx((quantile(n, k, 0.025), quantile(n, k, 0.975)))
+    drawn = bootstrap_interval([1.0] * 30 + [0.0] * 70, seed=1)  # too many to list
+    assert drawn == pytest.approx((quantile(100, 30, 0.025), quantile(100, 30, 0.975)), abs=0.011)
+    assert drawn == bootstrap_interval([1.0] * 30 + [0.0] * 70, seed=1)
+
+
+def test_the_interval_of_equal_values_is_a_point_and_of_one_value_unknown() -> None:
+    assert bootstrap_interval([0.25] * 6) == (0.25, 0.25)
+    assert bootstrap_interval([0.25]) is None
+    with pytest.raises(InputError, match="between 0 and 1, got 95"):
+        bootstrap_interval([0.1, 0.2], level=95)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pureebm.attacks.narcissus import NarcissusConfig, add_trigger
+from pureebm.attacks.narcissus import Config as NarcissusConfig
+from pureebm.attacks.triggers import AddTrigger
 from pureebm.errors import InputError
 from pureebm.evaluation import quick
 from pureebm.evaluation.arrays import find_data, read_labeled
@@ -115,7 +116,7 @@ def test_poisons_replace_their_own_originals_with_the_same_id_and_labels_stay(da
     assert changed.sum() == CONFIG.n_poisons
     assert (clean.labels[changed] == 3).all()
     assert dirty.labels.equal(clean.labels)
-    assert dirty.images[changed].equal(add_trigger(clean.images[changed], trigger.pattern))
+    assert dirty.images[changed].equal(AddTrigger(trigger.pattern).apply(clean.images[changed]))
     # A purifier whose result hangs on the id treats a poison as it treats its original.
     shifted_clean = training_set(data, CONFIG, Defense("shift", Shift()), [], tmp_path)
     shifted = training_set(data, CONFIG, Defense("shift", Shift()), [trigger], tmp_path)

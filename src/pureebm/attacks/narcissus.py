@@ -1,45 +1,50 @@
-"""Narcissus: a clean-label backdoor with one universal trigger for a class, small enough for a CPU.
+"""Narcissus: a clean-label backdoor with one universal trigger for a class.
 
 The trigger rho of class y is the most inward-pointing feature of y that a surrogate knows:
 
     rho = argmin over |rho|_inf <= eps of  mean over x of  CE(surrogate(clip(x + rho)), y)
 
 A victim that was trained on a few images of y carrying rho, labels untouched, then takes any image
-with rho for y. Knows a classifier as "images -> logits"; how a surrogate is trained is an argument (`Fit`).
+with rho for y. The attacker has the training images of y and public out-of-distribution images (POOD).
 
 Source: Zeng et al., arXiv 2204.05255; the setting of PureGen (eps = 8/255, 1 % of the training set,
-the trigger as it is at test time), arXiv 2405.18627.
-Differs: the surrogate is a `SmallResNet` of few epochs, trained once on public out-of-distribution
-images (POOD) and shared by the classes; the warm-up shows it class y as one more class beside POOD
-images (the original shows y alone, under a label that collides with a POOD class); the trigger is fitted
-on images of y and on POOD images in equal parts, by a few hundred projected Adam steps, with the
-surrogate in eval mode. All of it makes a stronger trigger for the same seconds.
+the trigger as it is at test time: multiplier 1, where the original multiplies by 3), arXiv 2405.18627.
+Value space: the trigger lives in [-1, 1] units, so eps = 8 is an amplitude of 16/255 there.
+Differs: the surrogate is the attacker's small network of few epochs, trained once on the public images and shared
+by the classes; the warm-up shows it class y as one more class beside public images (the original shows y alone,
+under a label that collides with a public class); the trigger is fitted on images of y and on public images in equal
+parts, by a few hundred projected Adam steps. All of it makes a stronger trigger for the same seconds.
 """
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pureebm.classifiers.small_resnet import SmallResNet
+from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, TrainSurrogate, TriggerGoal, choose_rows, within
+from pureebm.attacks.triggers import AddTrigger
+from pureebm.classifiers.base import Classifier
 from pureebm.data.augment import augment
-from pureebm.data.ranges import to_pm1, to_uint8
+from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NarcissusConfig:
+class Config:
     """The budget and how long the attacker works."""
 
     eps: Annotated[int, "largest change of a pixel, in steps of 1/255 of the [0, 1] range"] = 8
-    surrogate_epochs: Annotated[int, "passes of the surrogate over the POOD images"] = 4
-    warm_up_epochs: Annotated[int, "passes over images of y and as many POOD images"] = 2
+    budget: Annotated[float, "share of the training set that carries the trigger"] = 0.01
+    target_class: Annotated[int, "class whose images are poisoned, and what triggered images are to be read as"] = 0
+    multiplier: Annotated[float, "times the trigger at test time: 1 as PureGen, 3 as the original"] = 1.0
+    surrogate_epochs: Annotated[int, "passes of the surrogate over the public images"] = 4
+    warm_up_epochs: Annotated[int, "passes over images of y and as many public images"] = 2
     n_steps: Annotated[int, "updates of the trigger"] = 250
     step_size: Annotated[float, "Adam's rate for the trigger, in [-1, 1] units"] = 0.01
     batch_size: Annotated[int, "images an update of the trigger"] = 128
@@ -47,112 +52,103 @@ class NarcissusConfig:
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 255:
             raise InputError(f"eps is in steps of 1/255 and must be 1 to 255, got {self.eps}")
+        if not self.multiplier > 0:
+            raise InputError(f"multiplier must be above 0, got {self.multiplier}")
 
 
-class Fit(Protocol):
-    """Trains a network in place on (N, H, W, 3) uint8 images; `training.classifier.fit` is one."""
+def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) -> Poisoned:
+    """Poison random images of the target class with the trigger made for it.
 
-    def __call__(
-        self, network: SmallResNet, images: Tensor, labels: Tensor, *, epochs: int, peak_rate: float, seed: int
-    ) -> None: ...
-
-
-def train_surrogate(images: Tensor, labels: Tensor, config: NarcissusConfig, *, fit: Fit, seed: int) -> SmallResNet:
-    """A classifier of POOD images with one more logit, the last, for the class to be attacked.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-        labels: (N,) int64, 0 .. n_classes-1.
+    Raises:
+        InputError: the attacker has no public images, or the class too few images for the budget.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        surrogate = SmallResNet(int(labels.max()) + 2)
-    fit(surrogate, images, labels, epochs=config.surrogate_epochs, peak_rate=0.1, seed=seed)
-    return surrogate
+    began = time.perf_counter()
+    if attacker.public is None:
+        raise InputError("narcissus needs public out-of-distribution images of the set's size; give them by --public")
+    if attacker.public.images.shape[1:] != data.images.shape[1:]:
+        sizes = f"{tuple(attacker.public.images.shape[1:3])} and {tuple(data.images.shape[1:3])}"
+        raise InputError(f"the public images and the training set must be of one size, got {sizes}")
+    target, device = data.check_class(config.target_class), attacker.device
+    rows = choose_rows(data, target, config.budget, seed=seed)
+    attacker.report(f"narcissus: surrogate on {len(attacker.public)} public images")
+    surrogate = train_surrogate(attacker.public, config, train=attacker.train, seed=seed)
+    mine = data.images[data.rows_of(target)]
+    losses: list[float] = []
+    pattern = make_trigger(
+        surrogate, mine, attacker.public, config, train=attacker.train, seed=seed, device=device,
+        on_step=lambda step, loss: losses.append(loss),
+    )  # fmt: skip
+    poisons = within(AddTrigger(pattern).apply(data.images[rows]), data.images[rows], config.eps)
+    record = {"attack": "narcissus", "config": asdict(config), "seed": seed, "trigger_space": "pm1"}
+    record |= {"loss_first": losses[0], "loss_last": losses[-1], "seconds": time.perf_counter() - began}
+    goal = TriggerGoal(target, AddTrigger(pattern, multiplier=config.multiplier))
+    return Poisoned(rows, poisons, data.labels[rows], goal, record)
+
+
+def train_surrogate(public: LabeledSet, config: Config, *, train: TrainSurrogate, seed: int) -> Classifier:
+    """A classifier of public images with one more logit, the last, for the class to be attacked."""
+    room = LabeledSet(public.images, public.labels, public.n_classes + 1)
+    return train(room, seed=seed, epochs=config.surrogate_epochs)
 
 
 def make_trigger(
-    surrogate: SmallResNet,
+    surrogate: Classifier,
     target_images: Tensor,
-    pood_images: Tensor,
-    pood_labels: Tensor,
-    config: NarcissusConfig,
+    public: LabeledSet,
+    config: Config,
     *,
-    fit: Fit,
+    train: TrainSurrogate,
     seed: int,
-    on_step: Callable[[int, float], None] | None = None,
+    device: str = "cpu",
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Tensor:
     """The trigger of the class that `target_images` show.
 
     Args:
         surrogate: as from `train_surrogate`; left unchanged.
         target_images: (N, H, W, 3) uint8, training images of the class, the attacker's own.
-        pood_images, pood_labels: what the surrogate was trained on.
+        public: what the surrogate was trained on.
         seed: of every draw.
 
     Returns:
-        (3, H, W) float32 in [-1, 1] units, whole multiples of 2/255 and at most 2 * eps / 255 in size, so
+        (3, H, W) float32 in [-1, 1] units on the CPU, whole multiples of 2/255 and at most 2 * eps / 255 in size, so
         that the budget holds exactly for uint8 images.
     """
     generator = torch.Generator().manual_seed(seed)
-    surrogate = _warm_up(surrogate, target_images, pood_images, pood_labels, config, fit, generator)
-    images, budget = torch.cat([target_images, _draw(pood_images, len(target_images), generator)]), 2 * config.eps / 255
-    target = torch.full((config.batch_size,), surrogate.head.out_features - 1)
+    surrogate = _warm_up(surrogate, target_images, public, config, train, generator).to(device)
+    images = torch.cat([target_images, _draw(public.images, len(target_images), generator)])
+    target = torch.full((config.batch_size,), surrogate.head.out_features - 1, device=device)
     height, width = images.shape[1:3]
-    trigger = torch.zeros(3, height, width, requires_grad=True)
+    trigger, budget = torch.zeros(3, height, width, device=device, requires_grad=True), 2 * config.eps / 255
     optimizer = torch.optim.Adam([trigger], lr=config.step_size)
     for step in range(config.n_steps):
-        x = to_pm1(augment(_draw(images, config.batch_size, generator), generator)).permute(0, 3, 1, 2)
-        loss = F.cross_entropy(surrogate((x + trigger).clamp(-1, 1)), target)
+        batch = augment(_draw(images, config.batch_size, generator), generator).to(device)
+        loss = F.cross_entropy(surrogate((to_pm1(batch).permute(0, 3, 1, 2) + trigger).clamp(-1, 1)), target)
         trigger.grad = torch.autograd.grad(loss, trigger)[0]
         optimizer.step()
         with torch.no_grad():
             trigger.clamp_(-budget, budget)
-        if on_step:
-            on_step(step, loss.item())
-    return (trigger.detach() * 127.5).round() / 127.5
+        on_step(step, loss.item())
+    return ((trigger.detach() * 127.5).round() / 127.5).cpu()
 
 
 def _warm_up(
-    surrogate: SmallResNet,
+    surrogate: Classifier,
     target: Tensor,
-    pood: Tensor,
-    labels: Tensor,
-    config: NarcissusConfig,
-    fit: Fit,
+    public: LabeledSet,
+    config: Config,
+    train: TrainSurrogate,
     generator: torch.Generator,
-) -> SmallResNet:
+) -> Classifier:
     """A frozen copy of the surrogate that has seen the target class under its last logit."""
-    surrogate = copy.deepcopy(surrogate)
-    rows = torch.randperm(len(pood), generator=generator)[: len(target)]
-    images = torch.cat([target, pood[rows]])
-    classes = torch.cat([torch.full((len(target),), surrogate.head.out_features - 1), labels[rows]])
+    last = surrogate.head.out_features - 1
+    rows = torch.randperm(len(public), generator=generator)[: len(target)]
+    images = torch.cat([target, public.images[rows]])
+    classes = torch.cat([torch.full((len(target),), last), public.labels[rows]])
     draw = int(torch.randint(2**31, (), generator=generator))
-    fit(surrogate, images, classes, epochs=config.warm_up_epochs, peak_rate=0.03, seed=draw)
-    for parameter in surrogate.parameters():
-        parameter.requires_grad_(False)
-    return surrogate
+    both = LabeledSet(images, classes, last + 1)
+    return train(both, seed=draw, epochs=config.warm_up_epochs, start=surrogate, peak_rate=0.03)
 
 
 def _draw(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return images[torch.randint(len(images), (n,), generator=generator)]
-
-
-def add_trigger(images: Tensor, trigger: Tensor) -> Tensor:
-    """clip(x + rho), rounded once: (N, H, W, 3) uint8 and (3, H, W) in [-1, 1] units -> (N, H, W, 3) uint8."""
-    if images.dtype != torch.uint8:
-        raise InputError(f"images must be uint8, got {images.dtype}")
-    return to_uint8(to_pm1(images) + trigger.permute(1, 2, 0))
-
-
-def poison_rows(labels: Tensor, target_class: int, n_poisons: int, *, seed: int) -> Tensor:
-    """Which images of a training set carry the trigger: `n_poisons` of the target class, sorted.
-
-    Raises:
-        InputError: the class has fewer images.
-    """
-    rows = (labels == target_class).nonzero().squeeze(1)
-    if len(rows) < n_poisons:
-        raise InputError(f"class {target_class} has {len(rows)} images, fewer than {n_poisons} poisons")
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_poisons]
-    return rows[chosen].sort().values

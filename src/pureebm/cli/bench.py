@@ -1,7 +1,12 @@
-"""`pureebm bench`: measure purifiers by the victims of poisoned data; every result is a JSON card."""
+"""`pureebm bench`: measure purifiers by the victims of poisoned data; every result is a JSON card.
+
+Two kinds of suite: `quick` and `diagnosis`, whose options stand on the command line, and files of scenarios times
+defenses (`smoke`, `cpu`, `paper`, or one's own TOML).
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,22 +19,44 @@ from pureebm.errors import InputError
 
 if TYPE_CHECKING:
     from pureebm.evaluation.quick import Defense
+    from pureebm.evaluation.runner import Outcome
+    from pureebm.evaluation.scenarios import Suite
+    from pureebm.evaluation.tables import Block
     from pureebm.types import JSON
 
 app = typer.Typer(no_args_is_help=True)
 
-Suite = Annotated[Literal["quick", "diagnosis"], typer.Option(help="What is measured.")]
+OWN_OPTIONS = ("quick", "diagnosis")
+"""Suites that are no files of scenarios."""
+
+SuiteName = Annotated[
+    str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, paper, or a TOML file.")
+]
+Cache = Annotated[Path, typer.Option(help="Folder for purified images, poisons and surrogates; may be deleted.")]
+Quoted = Annotated[
+    bool | None, typer.Option("--quoted/--no-quoted", help="Published figures beside ours.", show_default=False)
+]
 Out = Annotated[Path, typer.Option(help="Folder of the cards.")]
 
 
 @app.command("run")
 def run_suite(
-    suite: Suite = "quick",
+    context: typer.Context,
+    suite: SuiteName = "quick",
     defence: Annotated[
         str | None,
         typer.Option(
-            "--defence", "--defense", help="none, jpeg-QUALITY or blur-SIGMA; several by commas.", show_default=False
+            "--defence",
+            "--defense",
+            help="none, jpeg-QUALITY, blur-SIGMA, pureebm[:steps=auto,...]; several by commas. Instead of the suite's.",
+            show_default=False,
         ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only jobs with such a name; * and ? as in a shell.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Begin no card after so many minutes; repeat to go on.")
     ] = None,
     model: Annotated[
         str | None,
@@ -51,18 +78,24 @@ def run_suite(
         Path | None, typer.Option(help="Data folder; else $PUREEBM_DATA or ../shared/data.", show_default=False)
     ] = None,
     out: Out = Path("results"),
-    cache: Annotated[Path, typer.Option(help="Folder for purified images; may be deleted.")] = Path(".pureebm-cache"),
+    cache: Cache = Path(".pureebm-cache"),
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     json_: options.Json = False,
 ) -> None:
-    """Run a suite; cards that exist are not computed again.
+    """Run a suite; cards that exist are not computed again, so a killed run repeated goes on.
 
-    Without --defence and --model, the undefended victims are run.
+    smoke, cpu, paper and TOML files say themselves what is run; of the options above they take --defence, --only and
+    --max-minutes. quick and diagnosis take the others; without --defence and --model, they run undefended victims.
     """
     place = options.parse_device(device)
     options.use_threads(threads)
+    if suite not in OWN_OPTIONS:
+        _refuse_given(context, QUICK_ONLY, f"--suite {suite} says itself what is run; write it in a TOML file, or")
+        _log_to_stderr()
+        return _run_scenarios(suite, defence, only, max_minutes, data, out, cache, place, precision, json_)
+    _refuse_given(context, ("only", "max_minutes"), f"--suite {suite} takes no")
     from pureebm.evaluation import quick
     from pureebm.evaluation.arrays import find_data
 
@@ -88,14 +121,25 @@ def run_suite(
 
 @app.command("show")
 def show(
-    suite: Suite = "quick",
+    suite: SuiteName = "quick",
     set_: Annotated[
-        Literal["tune", "report"], typer.Option("--set", help="Triggers to choose by, or to report.")
+        Literal["tune", "report"], typer.Option("--set", help="Triggers to choose by, or to report (quick).")
     ] = "report",
+    format_: Annotated[
+        Literal["terminal", "markdown", "latex"], typer.Option("--format", help="How the tables are written.")
+    ] = "terminal",
+    quoted: Quoted = None,
     out: Out = Path("results"),
     json_: options.Json = False,
 ) -> None:
-    """Print the table of a suite: one row for each attack and defense, or one for each diagnosis."""
+    """Print the tables of a suite: one row for each attack and defense, or one for each diagnosis.
+
+    Published figures of the same attack stand beside ours, marked; with --json only if --quoted is given.
+    """
+    if suite not in OWN_OPTIONS:
+        return _show_scenarios(suite, out, format_, quoted, json_)
+    if format_ != "terminal" or quoted:
+        raise InputError(f"--suite {suite} has one format, and no published figures; leave --format and --quoted out")
     from pureebm.evaluation.cards import read_cards, table
 
     cards = read_cards(out / suite)
@@ -108,6 +152,143 @@ def show(
         _print_quick(rows)
     else:
         _print_diagnosis(rows)
+
+
+@app.command("report")
+def report(
+    suite: SuiteName = "cpu",
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    cards: Annotated[Path, typer.Option(help="Folder of the cards.")] = Path("results"),
+    cache: Cache = Path(".pureebm-cache"),
+    quoted: Quoted = None,
+) -> None:
+    """Write one HTML file that needs no network: tables, plots, energies, pictures."""
+    from pureebm.evaluation.report import write_report
+
+    if suite in OWN_OPTIONS:
+        raise InputError(f"--suite {suite} has no report; see it by: pureebm bench show --suite {suite}")
+    loaded, found = _cards(suite, cards)
+    write_report(out, loaded, found, cache=cache, quoted=quoted is not False)
+    say(f"{len(found)} cards -> {out}")
+
+
+QUICK_ONLY = (
+    "model", "steps", "step_size", "temperature", "noise", "set_", "seeds", "joint", "n_train", "n_poisons", "scale",
+)  # fmt: skip
+
+
+def _refuse_given(context: typer.Context, names: tuple[str, ...], reason: str) -> None:
+    """Raises `InputError` for options that would be ignored."""
+    given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        flags = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
+        raise InputError(f"{reason} leave out {flags}" if reason.endswith("or") else f"{reason} {flags}")
+
+
+def _run_scenarios(
+    name: str,
+    defence: str | None,
+    only: str | None,
+    max_minutes: float | None,
+    data: Path | None,
+    out: Path,
+    cache: Path,
+    device: str,
+    precision: str,
+    json_: bool,
+) -> None:
+    from dataclasses import replace
+
+    from pureebm.evaluation.arrays import Shelf
+    from pureebm.evaluation.runner import Runner
+    from pureebm.evaluation.scenarios import load_suite
+    from pureebm.evaluation.store import Store
+    from pureebm.evaluation.victims import Bench
+
+    suite = load_suite(name)
+    if defence is not None:
+        scenarios = tuple(replace(scenario, defenses=()) for scenario in suite.scenarios)
+        suite = replace(suite, defenses=tuple(_split_defenses(defence)), scenarios=scenarios)
+    bench = Bench(Shelf(data, cache), Store(cache, device), device, precision)
+    runner = Runner(suite, bench=bench, out=out, asked=name)
+    outcome = runner.run(only=only, max_minutes=max_minutes)
+    told = {"made": outcome.made, "existed": outcome.existed, "failed": outcome.failed, "left": outcome.left}
+    emit({"folder": str(runner.out), **told}) if json_ else _say_outcome(outcome, name, runner.out)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _split_defenses(text: str) -> list[str]:
+    """Names by commas; "pureebm:model=F,steps=20" is one, since what follows its colon has commas of its own."""
+    names: list[str] = []
+    for part in text.split(","):
+        if names and ":" in names[-1] and "=" in part and ":" not in part.partition("=")[0]:
+            names[-1] += "," + part.strip()
+        else:
+            names.append(part.strip())
+    return names
+
+
+def _say_outcome(outcome: Outcome, name: str, folder: Path) -> None:
+    say(f"{len(outcome.made)} cards made, {len(outcome.existed)} were there, in {folder}")
+    reasons: dict[str, list[str]] = {}
+    for job, reason in outcome.failed.items():
+        reasons.setdefault(reason, []).append(job)
+    for reason, jobs in reasons.items():
+        more = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
+        say(f"not run: {jobs[0]}{more}: {reason}")
+    if outcome.left:
+        say(f"{len(outcome.left)} jobs are left; repeat the same command to go on")
+    say(f"see them by: pureebm bench show --suite {shlex.quote(name)}")
+
+
+def _cards(name: str, folder: Path) -> tuple[Suite, list[JSON]]:
+    from pureebm.evaluation.runner import read_suite_cards
+    from pureebm.evaluation.scenarios import load_suite
+
+    suite = load_suite(name)
+    cards = read_suite_cards(suite, folder)
+    if not cards:
+        raise InputError(f"no cards in {folder / suite.name}; make some by: pureebm bench run --suite {name}")
+    return suite, cards
+
+
+def _show_scenarios(name: str, out: Path, format_: str, quoted: bool | None, json_: bool) -> None:
+    from pureebm.evaluation import tables
+
+    suite, cards = _cards(name, out)
+    rows = tables.make_rows(cards)
+    published = tables.quoted_rows(rows) if quoted or (quoted is None and not json_) else []
+    if json_:
+        return emit({"rows": rows + published})
+    found = tables.blocks(rows, published)
+    if format_ == "terminal":
+        return _print_blocks(suite.title, found)
+    print(tables.markdown(found) if format_ == "markdown" else tables.latex(found), end="")
+
+
+def _print_blocks(title: str, found: list[Block]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pureebm.evaluation import tables
+
+    console = Console(width=max(160, Console().width), highlight=False)
+    console.print(title, style="bold", end="\n\n")
+    for name, rows in found:
+        texts = [tables.cells(row) for row in rows]
+        filled = [place for place in range(len(tables.COLUMNS)) if any(line[place] for line in texts)]
+        table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for place in filled:
+            table.add_column(tables.COLUMNS[place], justify="left" if place < 2 else "right", no_wrap=True)
+        for before, row, line in zip([None, *rows], rows, texts, strict=False):
+            if before and (before["attack"] == "none" != row["attack"] or row["quoted"] and not before["quoted"]):
+                table.add_section()
+            table.add_row(*(line[place] for place in filled), style="dim" if row["quoted"] else None)
+        console.print(table)
+    every = [row for _, rows in found for row in rows]
+    for note in [*tables.LEGEND[: None if any(row["quoted"] for row in every) else -1], *tables.sources(every)]:
+        console.print(note, style="dim")
 
 
 def _baseline(name: str) -> Defense:

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "purify": "Purify an image set: the same set comes out, harmless.",
         "score": "Write the energy of every image, highest first.",
         "train": "Train energy models.",
+        "attack": "Write a poisoned copy of a data set, to try defenses on.",
         "bench": "Measure attacks and defenses on small victims.",
         "models": "List, describe and verify the bundled models.",
         "demo": "The whole story on bundled images, in under two minutes.",
@@ -36,7 +37,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 """Name -> summary. The command is `app` of the module `pureebm.cli.NAME`."""
 
-GROUPS = frozenset({"train", "bench", "models"})
+GROUPS = frozenset({"train", "attack", "bench", "models"})
 """Commands that have subcommands of their own."""
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # the base of usage errors, wherever typer keeps its copy of click

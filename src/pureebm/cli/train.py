@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from pureebm.cli.options import Device, Json, Source, Threads, emit, parse_device, say, use_threads
+from pureebm.cli.options import Device, Json, Precision, Seed, Source, Threads, emit, parse_device, say, use_threads
 from pureebm.cli.progress import stop_on_signals
 from pureebm.errors import InputError
 from pureebm.training.settings import EnergySettings
@@ -20,7 +20,15 @@ from pureebm.training.settings import EnergySettings
 if TYPE_CHECKING:
     from pureebm.training.workers import Workers
 
-app = typer.Typer(help="Train energy models.", no_args_is_help=True)
+app = typer.Typer(help="Train energy models and classifiers.", no_args_is_help=True)
+
+
+Out = Annotated[Path, typer.Option(help="The run's folder; one that exists is continued.", show_default=False)]
+Accelerate = Annotated[
+    bool, typer.Option("--accelerate", help="One of several processes (`accelerate launch`; needs the extra).")
+]
+CheckpointMinutes = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Drop the run that OUT holds, and begin again.")]
 
 
 @app.callback()
@@ -30,20 +38,16 @@ def train() -> None:
 
 def _energy(
     source: Source,
-    out: Annotated[Path, typer.Option(help="The run's folder; one that exists is continued.", show_default=False)],
+    out: Out,
     holdout: Annotated[
         Path | None,
         typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    accelerate: Annotated[
-        bool, typer.Option("--accelerate", help="One of several processes (`accelerate launch`; needs the extra).")
-    ] = False,
-    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 3.0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Drop the run that OUT holds, and begin again.")
-    ] = False,
+    accelerate: Accelerate = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    overwrite: Overwrite = False,
     json_: Json = False,
     **settings: Any,
 ) -> None:
@@ -108,6 +112,95 @@ def _with_settings(command: Any) -> Any:
     run.__annotations__ = {p.name: p.annotation for p in plain}
     del run.__wrapped__
     return run
+
+
+LabeledSource = Annotated[
+    Path,
+    typer.Argument(help="Folder of class folders, .npz, CIFAR-10/100, or Parquet with labels.", show_default=False),
+]
+
+
+NETWORKS = (
+    "small-resnet",
+    "resnet18",
+    "resnet34",
+    "mobilenet-v2",
+    "densenet121",
+    "hlb-small",
+    "hlb-medium",
+    "hlb-large",
+)
+RECIPES = (
+    "fast",
+    "scratch-200",
+    "scratch-80",
+    "conservative",
+    "hlb-small",
+    "hlb-medium",
+    "hlb-large",
+    "r18-hlb",
+    "linear-transfer",
+    "linear-transfer-sgd",
+    "linear-transfer-benchmark",
+    "fine-tune",
+    "fine-tune-narcissus",
+)
+# both restated from classifiers.networks and training.recipes, which need torch; a test compares them
+
+
+@app.command("classifier")
+def _classifier(
+    source: LabeledSource,
+    out: Out,
+    network: Annotated[
+        str | None, typer.Option(help=f"{', '.join(NETWORKS)}, or timm:NAME (default: the recipe's).")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help=f"{', '.join(RECIPES)}.")] = "fast",
+    epochs: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.", show_default=False)] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Labeled images that the accuracy is measured on.", show_default=False)
+    ] = None,
+    extractor: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trained classifier to begin with: .safetensors, or a published checkpoint.", show_default=False
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Cut and average images down to this side.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    accelerate: Accelerate = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Train a classifier on labeled images: the victim of attacks, or what purified data are for.
+
+    OUT/model.safetensors and its card model.json stand there at the end.
+    """
+    use_threads(threads)
+    from pureebm.training.victims import VictimRuntime, VictimSettings, train_victim
+
+    settings = VictimSettings(
+        network=network, recipe=recipe, epochs=epochs, extractor=extractor, size=size, seed=seed, precision=precision
+    )
+    workers = _workers(device, accelerate)
+    with stop_on_signals() as stop:
+        runtime = VictimRuntime(
+            workers=workers,
+            report=say if workers.rank == 0 else lambda line: None,
+            stop=stop.is_set,
+            checkpoint_minutes=checkpoint_minutes,
+            overwrite=overwrite,
+            command=shlex.join(["pureebm", *sys.argv[1:]]),
+        )
+        card = train_victim(source, out, settings, test=test, runtime=runtime)
+    if json_ and workers.rank == 0:
+        emit({"model": str(out / "model.safetensors"), "test_accuracy": card["test_accuracy"], "card": card})
 
 
 app.command("energy")(_with_settings(_energy))

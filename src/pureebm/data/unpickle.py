@@ -5,6 +5,9 @@ knows the opcodes that make numbers, strings, lists, tuples, dicts, and four cal
 and carried out here: numpy arrays, numpy dtypes, numpy scalars, and Python 3's way to write bytes. Anything else is
 refused. Memory is bounded by the file's size and the number of its opcodes.
 
+A file of another kind (`torch_files`) brings a `Vocabulary`: more names, each with a function of our own that is
+carried out in its place. Nothing that a pickle names is ever looked up or imported.
+
 Strings of Python 2 (as in the official CIFAR files) stay `Str8`, and are written as such, so that every reader
 sees what it saw in the original: bytes or text, as its `encoding` says.
 """
@@ -15,8 +18,8 @@ import io
 import math
 import pickletools
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,8 +63,51 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
+class Unfinished:
+    """What one of the calls made: it may be given a state, and is exchanged for data at the end."""
+
+    def build(self, state: object) -> None:
+        raise ValueError("it changes an object that takes no state")
+
+    def finished(self) -> Any:
+        """The data: plain, or lists and tuples of unfinished things. Raises ValueError."""
+        raise ValueError("it holds something unfinished in the place of data")
+
+
+class _Ordered(dict[Any, Any], Unfinished):
+    """An OrderedDict; its attributes (PyTorch's `_metadata`) are dropped."""
+
+    def build(self, state: object) -> None:
+        if not isinstance(state, dict):
+            raise ValueError("an OrderedDict with a state that is no dict")
+
+    def finished(self) -> Any:
+        return dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a pickle may ask for beyond plain data.
+
+    calls: full name -> what is done here with the arguments; raises ValueError for arguments that it does not know.
+    symbols: names that may only stand as arguments. persistent: makes something of a persistent id. objects: whether
+    numpy arrays of objects are read, as nested lists. max_opcodes: None for `MAX_OPCODES`. says: what is allowed, for
+    the error.
+    """
+
+    calls: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    symbols: frozenset[str] = frozenset()
+    persistent: Callable[[Any], object] | None = None
+    objects: bool = False
+    max_opcodes: int | None = None
+    says: str = "arrays, numbers, strings and containers"
+
+
+PLAIN = Vocabulary()
+
+
 @dataclass(slots=True)
-class _DType:
+class _DType(Unfinished):
     """A dtype under construction: the name, then its byte order."""
 
     code: str
@@ -79,17 +125,24 @@ class _DType:
 
 
 @dataclass(slots=True)
-class _Array:
-    """An array under construction: empty, then filled by its state."""
+class _Array(Unfinished):
+    """An array under construction: empty, then filled by its state. One of objects becomes a list."""
 
-    value: NDArray[Any] | None = None
+    value: NDArray[Any] | list[Any] | None = None
 
     def build(self, state: object) -> None:
         match state:
+            case (int(), tuple() as shape, _DType(code="O8"), bool() | int(), list() as items):
+                self.value = _nested(items, shape)
             case (int(), tuple() as shape, _DType() as dtype, bool() | int() as fortran, bytes() as data):
                 self.value = _array(data, dtype, shape, "F" if fortran else "C")
             case _:
                 raise ValueError("an array that does not hold plain numbers")
+
+    def finished(self) -> Any:
+        if self.value is None:
+            raise ValueError("it holds an array that was never filled")
+        return self.value
 
 
 _NAMES = {
@@ -106,7 +159,12 @@ _NAMES = {
     "_codecs.encode": "bytes",
     "__builtin__.bytes": "bytes",
     "builtins.bytes": "bytes",
+    "collections.OrderedDict": "ordered",
 }
+
+
+DAMAGE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
+"""What a damaged or hostile pickle raises in `run` and `finish`."""
 
 
 def loads(data: bytes, name: str) -> Any:
@@ -116,9 +174,22 @@ def loads(data: bytes, name: str) -> Any:
         InputError: It is damaged, or asks for anything but plain data; the text begins with `name`.
     """
     try:
-        return _Finisher().finish(_Machine().run(data))
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        return finish(run(io.BytesIO(data), PLAIN))
+    except DAMAGE as error:
         raise InputError(f"{name}: refused as a pickle of plain data, and not run: {error}") from error
+
+
+def run(stream: io.BytesIO, vocabulary: Vocabulary) -> Any:
+    """What the next pickle of a stream builds, unfinished; the stream then stands behind it. Raises `DAMAGE`."""
+    start = stream.tell()
+    n_bytes = stream.seek(0, io.SEEK_END)
+    stream.seek(start)
+    return _Machine(vocabulary, n_bytes).run(stream)
+
+
+def finish(value: Any) -> Any:
+    """What `run` built -> data. Raises `DAMAGE`."""
+    return _Finisher().finish(value)
 
 
 def dumps(value: object) -> bytes:
@@ -132,15 +203,18 @@ def dumps(value: object) -> bytes:
 class _Machine:
     """The stack machine. Nothing on its stack can be called."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary, n_bytes: int) -> None:
+        self.vocabulary = vocabulary
+        self.n_encodable = n_bytes  # each text is encoded once in an honest file, so no more than its size
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Any:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count > MAX_OPCODES:
-                raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
+    def run(self, stream: io.BytesIO) -> Any:
+        limit = self.vocabulary.max_opcodes or MAX_OPCODES
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > limit:
+                raise ValueError(f"more than {limit:,} opcodes")
             if opcode.name == "STOP":
                 break
             self.step(opcode.name, argument)
@@ -163,10 +237,10 @@ class _Machine:
         elif opcode == "MARK":
             self.marks.append(len(self.stack))
         elif opcode == "GLOBAL":
-            self.stack.append(_known(Name(*argument.split(" ", 1))))
+            self.stack.append(self.known(Name(*argument.split(" ", 1))))
         elif opcode == "STACK_GLOBAL":
             module, name = self.pop(2)
-            self.stack.append(_known(Name(_text(module), _text(name))))
+            self.stack.append(self.known(Name(_text(module), _text(name))))
         elif opcode not in ("PROTO", "FRAME"):
             self.combine(opcode)
 
@@ -193,14 +267,15 @@ class _Machine:
             case "SETITEMS":
                 items = self.pop_mark()
                 _as(dict, self.stack[-1]).update(_pairs(items))
-            case "REDUCE":
+            case "REDUCE" | "NEWOBJ":
                 function, arguments = self.pop(2)
-                self.stack.append(_call(_as(Name, function), _as(tuple, arguments)))
+                self.stack.append(self.call(_as(Name, function), _as(tuple, arguments)))
             case "BUILD":
                 (state,) = self.pop(1)
-                if not isinstance(self.stack[-1], _Array | _DType):
-                    raise ValueError("it changes an object that is no array")
-                self.stack[-1].build(state)
+                _as(Unfinished, self.stack[-1]).build(state)
+            case "BINPERSID" if self.vocabulary.persistent:
+                (key,) = self.pop(1)
+                self.stack.append(self.vocabulary.persistent(key))
             case _:
                 raise ValueError(f"opcode {opcode} makes no plain data")
 
@@ -217,18 +292,31 @@ class _Machine:
         del self.stack[start:]
         return items
 
+    def known(self, name: Name) -> Name:
+        words = self.vocabulary
+        if not any(str(name) in names for names in (_NAMES, words.calls, words.symbols)):
+            raise ValueError(f"it asks for {str(name)!r}; only {words.says} are allowed")
+        return name
 
-def _known(name: Name) -> Name:
-    if str(name) not in _NAMES:
-        raise ValueError(f"it asks for {str(name)!r}; only arrays, numbers, strings and containers are allowed")
-    return name
+    def call(self, function: Name, arguments: tuple[Any, ...]) -> object:
+        if str(function) in self.vocabulary.calls:
+            return self.vocabulary.calls[str(function)](*arguments)
+        made = _call(function, arguments, objects=self.vocabulary.objects)
+        self.n_encodable -= len(made) if isinstance(made, bytes) else 0
+        if self.n_encodable < 0:
+            raise ValueError("it encodes more text than it holds")
+        return made
 
 
-def _call(function: Name, arguments: tuple[Any, ...]) -> object:
+def _call(function: Name, arguments: tuple[Any, ...], *, objects: bool) -> object:
     """The few calls that make plain data."""
-    match _NAMES[str(function)], arguments:
-        case "array", (Name() as kind, tuple(), _) if _NAMES[str(kind)] == "ndarray":
+    match _NAMES.get(str(function)), arguments:
+        case "array", (Name() as kind, tuple(), _) if _NAMES.get(str(kind)) == "ndarray":
             return _Array()
+        case "dtype", (code, *_) if objects and _text(code) in ("O8", "|O8", "O"):
+            return _DType("O8", "|")
+        case "ordered", ():
+            return _Ordered()
         case "dtype", (code, *_) if _text(code).lstrip("<>|=") in _DTYPES:
             text = _text(code)
             return _DType(text.lstrip("<>|="), text[0] if text[0] in "<>|=" else "<")
@@ -251,6 +339,18 @@ def _array(data: bytes, dtype: _DType, shape: tuple[Any, ...], order: str) -> ND
     return np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if order == "F" else "C")
 
 
+def _nested(items: list[Any], shape: tuple[Any, ...]) -> list[Any]:
+    """A flat list -> lists in lists; numpy writes objects in C order, however they lie in memory."""
+    if not items or math.prod(shape) != len(items):
+        raise ValueError(f"an array of shape {shape!r:.80} with {len(items):,} objects")
+    places: list[Any] = np.arange(len(items)).reshape(shape).tolist()
+
+    def fill(place: Any) -> Any:
+        return items[place] if isinstance(place, int) else [fill(inner) for inner in place]
+
+    return [fill(place) for place in places]
+
+
 class _Finisher:
     """Exchanges what was built of arrays for arrays, and measures the whole as a tree: a pickle may refer to one list
     many times, or to itself, and so be far larger than its file."""
@@ -262,10 +362,10 @@ class _Finisher:
         self.n_values += 1
         if self.n_values > MAX_OPCODES or depth > MAX_DEPTH:
             raise ValueError(f"more than {MAX_OPCODES:,} values, or nested deeper than {MAX_DEPTH}")
-        if isinstance(value, _Array) and value.value is not None:
-            return value.value
-        if isinstance(value, _Array | _DType | Name):
+        if isinstance(value, Name):
             raise ValueError("it holds something unfinished in the place of data")
+        if isinstance(value, Unfinished):
+            return self.finish(value.finished(), depth + 1)
         if isinstance(value, dict):
             return {self.finish(key, depth + 1): self.finish(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pureebm.attacks.narcissus import add_trigger, poison_rows
+from pureebm.attacks.base import poison_rows
+from pureebm.attacks.triggers import AddTrigger
 from pureebm.data.open import open_source
 from pureebm.data.ranges import stack, to_pm1, to_uint8
 from pureebm.errors import InputError
@@ -45,7 +46,7 @@ class Sample:
     @property
     def poisoned(self) -> list[int]:
         """Indices of the images that get the trigger, all of the target class, in order."""
-        return poison_rows(self.labels, self.target, N_POISONED, seed=0).sort().values.tolist()
+        return poison_rows(self.labels, self.target, N_POISONED, seed=0).tolist()
 
     def image_id(self, index: int) -> str:
         """The id that the image has in the untrusted folder."""
@@ -107,7 +108,7 @@ def _arrays(name: str) -> dict[str, NDArray[Any]]:
 def write_untrusted(folder: Path, sample: Sample) -> None:
     """The sample as a folder of class folders, its poisoned images with the trigger."""
     images = sample.images.clone()
-    images[sample.poisoned] = add_trigger(images[sample.poisoned], sample.trigger)
+    images[sample.poisoned] = AddTrigger(sample.trigger).apply(images[sample.poisoned])
     for index, image in enumerate(images):
         path = folder / sample.image_id(index)
         path.parent.mkdir(parents=True, exist_ok=True)

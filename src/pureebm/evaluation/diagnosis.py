@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pureebm.attacks.narcissus import add_trigger
+from pureebm.attacks.triggers import AddTrigger
 from pureebm.data.ranges import to_pm1
 from pureebm.evaluation.arrays import LabeledImages
 from pureebm.evaluation.cards import provenance, write_card
@@ -74,9 +74,9 @@ def perturbations(clean: LabeledImages, trigger: Tensor, surrogate: nn.Module, *
     signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
     pgd = [targeted_pgd(surrogate, x, t) for x, t in zip(_split(images), _split(targets), strict=True)]
     return {
-        "trigger": add_trigger(images, trigger),
+        "trigger": AddTrigger(trigger).apply(images),
         "pgd": torch.cat(pgd),
-        "sinusoid": add_trigger(images, sinusoid(images.shape[1])),
+        "sinusoid": AddTrigger(sinusoid(images.shape[1])).apply(images),
         "random": (images.int() + EPS * signs).clamp(0, 255).to(torch.uint8),
     }
 

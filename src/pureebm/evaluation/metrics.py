@@ -1,8 +1,15 @@
-"""What tables hold: rates in 0..1, PSNR in dB, the share of a perturbation that survives, AUROC."""
+"""What tables hold: rates in 0..1, PSNR in dB, the share of a perturbation that survives, AUROC, intervals of means."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations_with_replacement
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pureebm.errors import InputError
@@ -23,6 +30,74 @@ def poison_success(predicted: Tensor, labels: Tensor, target_class: int) -> floa
     if not others.any():
         raise InputError(f"all {len(labels)} images are of the target class {target_class}: nothing could be misread")
     return (predicted[others] == target_class).double().mean().item()
+
+
+def triggered_rates(predicted: Tensor, labels: Tensor, wanted: Tensor, aimed: Tensor) -> tuple[float, float]:
+    """(share read as wanted, share still read as what they show) of the images that the attacker aims at; each 0..1.
+
+    The two need not make 1: the rest is read as a third class.
+
+    Args:
+        predicted, labels, wanted: (N,) classes.
+        aimed: (N,) bool; for one target class, the images of all other classes.
+
+    Raises:
+        InputError: no image is aimed at.
+    """
+    if not aimed.any():
+        raise InputError(f"none of the {len(labels)} test images is of a class that the attacker aims at")
+    return accuracy(predicted[aimed], wanted[aimed]), accuracy(predicted[aimed], labels[aimed])
+
+
+def mean_l2(images: Tensor, originals: Tensor) -> float:
+    """Mean over images of the Euclidean distance in the [0, 1] range, both (N, ...) uint8."""
+    return ((images.double() - originals.double()) / 255).flatten(1).square().sum(dim=1).sqrt().mean().item()
+
+
+EXACT_UP_TO = 10
+"""Values whose bootstrap distribution is enumerated; of more, it is sampled."""
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, n_draws: int = 10_000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean of independent values; None for fewer than two.
+
+    Up to `EXACT_UP_TO` values all resamples are enumerated with their probabilities: the interval is exact, without
+    chance. With more, `n_draws` resamples are drawn from `seed`.
+
+    Raises:
+        InputError: level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"the level of an interval lies between 0 and 1, got {level}")
+    n, x = len(values), np.asarray(values, dtype=np.float64)
+    if n < 2:
+        return None
+    if n <= EXACT_UP_TO:
+        counts, weights = _resamples(n)
+        means = counts @ x / n
+    else:
+        means = x[np.random.default_rng(seed).integers(n, size=(n_draws, n))].mean(axis=1)
+        weights = np.full(n_draws, 1 / n_draws)
+    order = np.argsort(means, kind="stable")
+    below = np.cumsum(weights[order])
+    ends = [
+        min(int(np.searchsorted(below, share - 1e-12)), len(means) - 1)
+        for share in (1 / 2 - level / 2, 1 / 2 + level / 2)
+    ]
+    low, high = (float(means[order[end]]) for end in ends)
+    return low, high
+
+
+@cache
+def _resamples(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Every way to draw n of n things with replacement: how often each is drawn, (M, n), and its probability, (M,)."""
+    chosen = np.array(list(combinations_with_replacement(range(n), n)))
+    counts = np.stack([(chosen == thing).sum(axis=1) for thing in range(n)], axis=1).astype(np.float64)
+    factorials = np.array([math.factorial(k) for k in range(n + 1)], dtype=np.float64)
+    weights = factorials[n] / factorials[counts.astype(int)].prod(axis=1) / float(n) ** n
+    return counts, weights
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:

@@ -11,6 +11,7 @@ Each victim is one card; cards that exist are not computed again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -26,14 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pureebm.attacks.narcissus import NarcissusConfig, add_trigger, make_trigger, poison_rows, train_surrogate
+from pureebm.attacks.base import LabeledSet, poison_rows
+from pureebm.attacks.narcissus import Config as NarcissusConfig
+from pureebm.attacks.narcissus import make_trigger, train_surrogate
+from pureebm.attacks.triggers import AddTrigger
+from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import InputError
 from pureebm.evaluation.arrays import LabeledImages, read_labeled
 from pureebm.evaluation.cards import provenance, read_card, write_card
 from pureebm.evaluation.metrics import accuracy, poison_success
-from pureebm.training.classifier import ClassifierConfig, fit, predict, train_classifier
+from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
 from pureebm.types import JSON, Stage
 
 log = logging.getLogger(__name__)
@@ -141,21 +146,38 @@ def load_triggers(
     name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig, *, scale: int = 1
 ) -> list[Trigger]:
     """The triggers of a set, from `folder` or made (minutes) and stored there as .npy of (3, 32, 32)."""
-    triggers, surrogate = [], None
+    triggers, surrogate, public = [], None, None
     for target in SETS[name].classes:
         path = folder / f"narcissus-eps{config.eps}-seed{SETS[name].seed}-class{target}.npy"
         if not path.is_file():
-            pood, classes = data.pood.images, data.pood.labels
-            surrogate = surrogate or train_surrogate(pood, classes, config, fit=fit, seed=SURROGATE_SEED)
+            public = public or LabeledSet(data.pood.images, data.pood.labels, int(data.pood.labels.max()) + 1)
+            surrogate = surrogate or train_surrogate(public, config, train=train_small, seed=SURROGATE_SEED)
             log.info("making %s", path.name)
-            mine = data.train.images[data.train.labels == target]
-            seed = SETS[name].seed + target
-            pattern = make_trigger(surrogate, mine, pood, classes, config, fit=fit, seed=seed)
+            mine, seed = data.train.images[data.train.labels == target], SETS[name].seed + target
+            pattern = make_trigger(surrogate, mine, public, config, train=train_small, seed=seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, pattern.numpy(), allow_pickle=False)
         pattern = scale * torch.from_numpy(np.load(path, allow_pickle=False))
         triggers.append(Trigger(path.stem + (f"-x{scale}" if scale > 1 else ""), target, pattern, SETS[name].seed))
     return triggers
+
+
+def train_small(
+    data: LabeledSet,
+    *,
+    seed: int,
+    epochs: int | None = None,
+    network: str | None = None,
+    start: Classifier | None = None,
+    peak_rate: float | None = None,
+) -> Classifier:
+    """The attacker's `TrainSurrogate`: always a `SmallResNet`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        surrogate = copy.deepcopy(start) if start else SmallResNet(data.n_classes)
+    recipe = ClassifierConfig(epochs=epochs or 4, peak_rate=peak_rate or 0.1)
+    train_classifier(surrogate.requires_grad_(True), data.images, data.labels, recipe, seed=seed)
+    return surrogate.requires_grad_(False)
 
 
 def purify_cached(defense: Defense, images: Tensor, ids: Sequence[str], cache: Path) -> tuple[Tensor, float]:
@@ -223,7 +245,7 @@ def training_set(
     images = images.clone()
     for trigger in triggers:
         chosen = poison_rows(labels, trigger.target_class, config.n_poisons, seed=trigger.seed)
-        poisons = add_trigger(base[chosen], trigger.pattern)
+        poisons = AddTrigger(trigger.pattern).apply(base[chosen])
         names = [ids[row] for row in chosen.tolist()]
         images[chosen], more = purify_cached(defense, poisons, names, cache)
         seconds += more
@@ -349,7 +371,7 @@ def _attack(
 
 def _success(victim: SmallResNet, data: QuickData, trigger: Trigger, device: str) -> float:
     """Poison success on the test images; the trigger is added as it is, and nothing is purified."""
-    predicted = predict(victim, add_trigger(data.test.images, trigger.pattern), device=device)
+    predicted = predict(victim, AddTrigger(trigger.pattern).apply(data.test.images), device=device)
     return poison_success(predicted, data.test.labels, trigger.target_class)
 
 

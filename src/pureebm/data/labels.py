@@ -1,0 +1,258 @@
+"""Labeled image sets as arrays: what classifiers train on and attacks poison, of every kind that `open_source` knows.
+
+| kind    | where its labels are                                                                                      |
+|---------|-----------------------------------------------------------------------------------------------------------|
+| folder  | the first folder of each image's name, as sorted                                                          |
+| npz     | an array as long as the images: one of `KEYS`, or the only one of whole numbers; numbers, names or one-hot |
+| CIFAR   | the label byte or list; of CIFAR-100 the fine one                                                         |
+| Parquet | the column that the metadata call a ClassLabel, one of `KEYS`, or the only one of whole numbers           |
+
+All is held in memory: 3 KB an image of 32 px.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pureebm.data.base import Pixels, Source
+from pureebm.data.cifar import BinaryFile, CifarSource
+from pureebm.data.folder import FolderSource
+from pureebm.data.npz import NpzSource
+from pureebm.data.open import open_source
+from pureebm.data.parquet import ParquetFile, ParquetSource
+from pureebm.data.unpickle import loads
+from pureebm.errors import InputError
+
+KEYS = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "fine_label", "class", "arr_1")
+"""Names of label arrays and columns, the first that is there counts."""
+
+NAME_KEYS = ("class_names", "classes", "label_names")
+"""Names of arrays of class names in a `.npz` file."""
+
+CHUNK = 1000
+
+Labels = NDArray[np.int64]
+
+
+def read_labeled_source(
+    path: Path, *, size: int | None = None, limit: int | None = None
+) -> tuple[Tensor, Tensor, list[str] | None, list[str]]:
+    """Every image of a source with its label.
+
+    Args:
+        path: a folder with class folders, `.npz` with labels, CIFAR-10/100, or Parquet with a label column.
+        size: side to which images are cut and averaged down; without it all must have one size.
+        limit: only the first so many images.
+
+    Returns:
+        images (N, H, W, 3) uint8, labels (N,) int64 from 0 on, the classes' names where the source knows them (of all
+        classes, whatever the limit), and the items' ids.
+
+    Raises:
+        InputError: no labels, a label below 0 or missing, unreadable images (naming the first), or different sizes.
+    """
+    source = open_source(path)
+    labels, names = _labels(source)
+    n = len(source) if limit is None else min(limit, len(source))
+    _refuse_bad_labels(source, labels[:n], names)
+    images, ids = _images(source, n, size)
+    return images, torch.from_numpy(labels[:n].copy()), names, ids
+
+
+def square(pixels: Pixels, size: int) -> NDArray[np.uint8]:
+    """(H, W, 3) -> (size, size, 3) uint8 by area averaging; a longer side is first cut at its center."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    cut = _eight_bit(pixels)[top : top + side, left : left + side]
+    if side == size:
+        return cut
+    image = Image.fromarray(np.ascontiguousarray(cut))
+    return np.asarray(
+        image.reduce(side // size) if side % size == 0 else image.resize((size, size), Image.Resampling.BOX)
+    )
+
+
+def _eight_bit(pixels: Pixels) -> NDArray[np.uint8]:
+    return np.round(pixels / 257).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
+
+
+def _images(source: Source, n: int, size: int | None) -> tuple[Tensor, list[str]]:
+    pixels: NDArray[np.uint8] | None = None
+    ids: list[str] = []
+    failed: list[str] = []
+    for start in range(0, n, CHUNK):
+        for loaded in source.load(start, min(start + CHUNK, n)):
+            ids.append(loaded.item.id)
+            if loaded.picture is None:
+                failed.append(str(loaded.error))
+                continue
+            found = loaded.picture.pixels
+            image = _eight_bit(found) if size is None else square(found, size)
+            pixels = np.empty((n, *image.shape), np.uint8) if pixels is None else pixels
+            if image.shape != pixels.shape[1:]:
+                raise InputError(
+                    f"{source.path}: images of different sizes, {_extent(pixels[0])} and (of {loaded.item.id!r}) "
+                    f"{_extent(image)}; give one size (--size) to bring them to"
+                )
+            pixels[loaded.item.index] = image
+    if failed or pixels is None:
+        raise InputError(
+            f"{source.path}: {len(failed)} of {n} images cannot be read; the first: {failed[0] if failed else '?'}. "
+            "Repair or remove them (`pureebm purify --on-error skip` leaves them out)"
+        )
+    return torch.from_numpy(pixels), ids
+
+
+def _extent(image: NDArray[np.uint8]) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+
+
+def _labels(source: Source) -> tuple[Labels, list[str] | None]:
+    match source:
+        case FolderSource():
+            return _folder_labels(source)
+        case NpzSource():
+            return _npz_labels(source)
+        case CifarSource():
+            return _cifar_labels(source)
+        case ParquetSource():
+            return _parquet_labels(source)
+    raise InputError(f"{source.path}: a source of kind {source.kind!r} has no labels")
+
+
+def _refuse_bad_labels(source: Source, labels: Labels, names: Sequence[str] | None) -> None:
+    bad = np.flatnonzero((labels < 0) | (labels >= (len(names) if names else 2**31)))
+    if len(bad):
+        item = source.load(int(bad[0]), int(bad[0]) + 1)[0].item.id
+        allowed = f"0..{len(names) - 1}" if names else "0 and above"
+        raise InputError(
+            f"{source.path}: {len(bad)} labels are outside {allowed}; the first is {labels[bad[0]]} of {item!r}"
+        )
+
+
+def _numbered(values: Sequence[str]) -> tuple[Labels, list[str]]:
+    """Names -> their places among the sorted names."""
+    names, labels = np.unique(np.array(values, dtype=np.str_), return_inverse=True)
+    return labels.astype(np.int64), [str(name) for name in names]
+
+
+def _folder_labels(source: FolderSource) -> tuple[Labels, list[str]]:
+    ids = [source.item(index).id for index in range(len(source))]
+    loose = [name for name in ids if "/" not in name]
+    if loose:
+        raise InputError(
+            f"{source.path}: {len(loose)} of {len(ids)} images lie in no class folder, the first is {loose[0]!r}; "
+            "put each into a folder that is named after its class"
+        )
+    return _numbered([name.partition("/")[0] for name in ids])
+
+
+def _npz_labels(source: NpzSource) -> tuple[Labels, list[str] | None]:
+    members = {m.key: m for m in source.members if m is not source.images and m.shape[:1] == (len(source),)}
+    numbers = [key for key, m in members.items() if m.dtype.kind in "iu" and m.shape[1:] in ((), (1,))]
+    key = _choose(members, numbers, str(source.path), [member.describe() for member in source.members])
+    with np.load(source.path, allow_pickle=False) as arrays:
+        values = arrays[key]
+        named = next((arrays[name] for name in NAME_KEYS if name in arrays and arrays[name].dtype.kind == "U"), None)
+    if values.dtype.kind == "U" and values.ndim == 1:
+        return _numbered(values.tolist())
+    names = None if named is None else [str(name) for name in named.ravel()]
+    if values.ndim == 2 and values.shape[1] > 1:
+        if not (((values == 0) | (values == 1)).all() and (values.sum(axis=1) == 1).all()):
+            raise InputError(f"{source.path}: {key} of shape {values.shape} is not one-hot; give one label an image")
+        return values.argmax(axis=1).astype(np.int64), names
+    if values.dtype.kind not in "iu" or values.size != len(source):
+        raise InputError(f"{source.path}: {key} must hold whole numbers, names or one-hot rows, is {values.dtype}")
+    return values.reshape(-1).astype(np.int64), names
+
+
+def _cifar_labels(source: CifarSource) -> tuple[Labels, list[str] | None]:
+    labels: list[Any] = []
+    for file in source.files:
+        if isinstance(file, BinaryFile):
+            records = np.fromfile(file.path, np.uint8).reshape(-1, file.record_bytes)
+            labels += records[:, len(file.classes) - 1].tolist()
+        else:
+            content = _as_text_keys(loads(file.path.read_bytes(), file.path.name))
+            column = content.get("fine_labels", content.get("labels"))
+            if column is None:
+                raise InputError(f"{file.path}: holds no labels; give a CIFAR file as it is published")
+            # what is no number is an unreadable image of its own (`CifarSource.load`)
+            labels += [int(label) if isinstance(label, int | np.integer) else 0 for label in column]
+    return np.clip(np.array(labels, np.int64), 0, None), _cifar_names(source.root)
+
+
+def _as_text_keys(content: dict[Any, Any]) -> dict[str, Any]:
+    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+def _cifar_names(root: Path) -> list[str] | None:
+    """The classes' names from the file that is published beside the batches, if it is there."""
+    for name in ("batches.meta", "meta"):
+        if (root / name).is_file():
+            content = _as_text_keys(loads((root / name).read_bytes(), name))
+            found = content.get("fine_label_names", content.get("label_names"))
+            return found and [one.decode() if isinstance(one, bytes) else str(one) for one in found]
+    for name in ("batches.meta.txt", "fine_label_names.txt"):
+        if (root / name).is_file():
+            return (root / name).read_text("utf-8").split()
+    return None
+
+
+def _parquet_labels(source: ParquetSource) -> tuple[Labels, list[str] | None]:
+    schema = source.files[0].schema
+    features = _features(schema)
+    classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    columns = [field.name for field in schema]
+    ordered = sorted(classes, key=lambda name: KEYS.index(name) if name in KEYS else len(KEYS))
+    key = ordered[0] if ordered else _choose(columns, numbers, str(source.path), columns)
+    try:
+        values = [value for file in source.files for value in _column(file, key)]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{source.path}: the column {key!r} cannot be read: {error}") from error
+    if None in values:
+        raise InputError(f"{source.path}: {source.item(values.index(None)).id} has no {key}; remove it or label it")
+    if all(isinstance(value, str) for value in values):
+        return _numbered(values)
+    if not all(isinstance(value, int) for value in values):
+        raise InputError(f"{source.path}: the column {key!r} must hold whole numbers or names, one an image")
+    names = features.get(key, {}).get("names")
+    return np.array(values, np.int64), list(map(str, names)) if isinstance(names, list) else None
+
+
+def _column(file: ParquetFile, key: str) -> list[Any]:
+    with file.open() as opened:
+        values: list[Any] = opened.read(columns=[key])[key].to_pylist()
+        return values
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _choose(names: Sequence[str] | dict[str, Any], numbers: Sequence[str], where: str, found: Sequence[str]) -> str:
+    """The name of `KEYS` that is there, else the only one of whole numbers."""
+    key = next((key for key in KEYS if key in names), None)
+    if key is None and len(numbers) == 1:
+        key = numbers[0]
+    if key is None:
+        raise InputError(
+            f"{where}: no labels found: nothing as long as the images is named {', '.join(KEYS)}, or the only one of "
+            f"whole numbers; it holds {', '.join(found)}"
+        )
+    return key

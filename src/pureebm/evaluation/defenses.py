@@ -1,0 +1,150 @@
+"""Defenses by name, as suites and the command line write them: NAME[-NUMBER][:key=value,...].
+
+    none                          nothing is done
+    jpeg-75  blur-0.7             baselines that change the training images once
+    pureebm                       the bundled model with its own sampler
+    pureebm:steps=auto            the model's measured mid-run
+    pureebm:model=FILE,steps=20   any field of the sampler; model, sampler, seed and precision beside
+
+A defense is a `Stage` that changes the training images once, or a `TrainingDefense` that acts while the victim is
+trained, or both. A new one is a new entry of `MAKERS`; the runner names none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import TypeVar
+
+from pureebm.energy.weights import DEFAULT_MODEL, load_model
+from pureebm.errors import InputError
+from pureebm.purify.baselines import baseline
+from pureebm.purify.stages import LangevinStage
+from pureebm.sampling.langevin import LangevinConfig
+from pureebm.training.classifier import TrainingDefense
+from pureebm.types import JSON, Stage
+
+Number = TypeVar("Number", int, float)
+
+
+class NotInstalledError(InputError):
+    """A defense that suites name, but that this version does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defense:
+    """name: as asked for. stage: changes the training images. training: made anew for each victim, from its seed.
+
+    `training_settings` describe the second; without either there is no defense.
+    """
+
+    name: str
+    stage: Stage | None = None
+    seed: int = 0
+    training: Callable[[int], TrainingDefense] | None = None
+    training_settings: JSON | None = None
+
+    def settings(self) -> JSON:
+        """Everything that changes a result."""
+        purifier = {"stage": "none"} if self.stage is None else {**self.stage.settings(), "seed": self.seed}
+        return purifier if self.training_settings is None else purifier | {"training": self.training_settings}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A name taken apart. head: "jpeg-75"; options: what follows the colon."""
+
+    name: str
+    head: str
+    options: Mapping[str, str]
+    device: str
+    precision: str
+
+
+def find_defense(name: str, *, device: str = "cpu", precision: str = "auto") -> Defense:
+    """The defense of that name, ready to use.
+
+    Raises:
+        InputError: an unknown name or option, or a value out of range.
+        NotInstalledError: a name that only suites know so far.
+    """
+    head, _, text = name.partition(":")
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise InputError(f"defense {name!r}: what follows the colon must be key=value, several by commas")
+    asked = Asked(name, head, {key: value for key, _, value in pairs}, device, precision)
+    kind = head.partition("-")[0]
+    if kind not in MAKERS:
+        close = difflib.get_close_matches(kind, MAKERS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise InputError(f"unknown defense {name!r}{hint} Known: {', '.join(MAKERS)}")
+    return MAKERS[kind](asked)
+
+
+def _simple(asked: Asked) -> Defense:
+    if asked.options:
+        raise InputError(f"defense {asked.name!r}: {asked.head} takes no options")
+    return Defense(asked.name, baseline(asked.head))
+
+
+def _pureebm(asked: Asked) -> Defense:
+    options = dict(asked.options)
+    model = load_model(options.pop("model", DEFAULT_MODEL), device=asked.device)
+    precision, seed = options.pop("precision", asked.precision), options.pop("seed", "0")
+    config = _sampler(asked.name, model.card, options)
+    stage = LangevinStage(model.energy, config, device=asked.device, precision=precision, model=model.describe())
+    return Defense(asked.name, stage, _number(asked.name, "seed", seed, int))
+
+
+def _sampler(name: str, card: JSON, options: dict[str, str]) -> LangevinConfig:
+    """The model's own sampler, or the paper's, with the given fields put over it."""
+    sampler, steps = options.pop("sampler", "default"), options.pop("steps", None)
+    if sampler not in ("default", "paper"):
+        raise InputError(f"defense {name!r}: sampler must be default or paper, got {sampler!r}")
+    if steps == "auto" and "auto_steps" not in card:
+        raise InputError(f"defense {name!r}: the model's card holds no measured mid-run; give a number of steps")
+    own = (card.get("auto_sampler") if steps == "auto" else None) or card.get("sampler", {})
+    config = LangevinConfig(**(own if sampler == "default" else {}))
+    if steps is not None:
+        n_steps = int(card["auto_steps"]) if steps == "auto" else _number(name, "steps", steps, int)
+        config = replace(config, n_steps=n_steps)
+    known = [one.name for one in fields(LangevinConfig) if one.name != "n_steps"]
+    for key, text in options.items():
+        if key not in known:
+            every = ", ".join(("model", "steps", "sampler", "seed", "precision", *known))
+            raise InputError(f"defense {name!r} has no option {key!r}; known: {every}")
+        changes: JSON = {key: _number(name, key, text, float)}
+        if f"{key}_end" in known and f"{key}_end" not in options:
+            changes[f"{key}_end"] = None  # a constant replaces the model's schedule
+        config = replace(config, **changes)
+    return config
+
+
+def _number(name: str, key: str, text: str, kind: type[Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"defense {name!r}: {key} must be a number, got {text!r}") from None
+
+
+def _missing(asked: Asked) -> Defense:
+    raise NotInstalledError(f"defense not installed: {asked.name}")
+
+
+MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
+    {
+        "none": _simple,
+        "jpeg": _simple,
+        "blur": _simple,
+        "pureebm": _pureebm,
+        "ddpm": _missing,
+        "epic": _missing,
+        "friends": _missing,
+        "naive": _missing,
+        "reps": _missing,
+        "filt": _missing,
+    }
+)
+"""What stands before the first dash or colon -> how to make it."""

@@ -1,0 +1,247 @@
+"""Cards of scenarios to rows, and rows to tables: terminal cells, Markdown, LaTeX.
+
+A row is one attack x defense. Its mean is over goals (classes or targets), each the mean of its seeds, as the papers
+average; the spread is over goals too (n - 1), and `poison_success_seed_sd` is that over the seeds of a goal.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from pureebm.evaluation.metrics import bootstrap_interval
+from pureebm.types import JSON
+
+Row = dict[str, Any]
+
+CONTRACT = (
+    "attack", "eps", "budget", "data", "victim", "defence", "natural_accuracy", "natural_accuracy_sd", "poison_success",
+    "poison_success_sd", "poison_success_max", "clean_floor", "runs", "defence_seconds", "train_seconds", "quoted",
+)  # fmt: skip
+"""Keys that every row has, first and in this order."""
+
+LEGEND = (
+    "Natural accuracy (also: clean accuracy, ACC): share of untouched test images read right.",
+    "Poison success (also: PSR, attack success rate, ASR): share of triggered test images of other classes that are "
+    "read as the target class, or share of targets read as the attacker wants; mean ± spread over goals, with the 95 % "
+    "bootstrap interval of the mean. Near the floor is good.",
+    "Max: the worst class. Floor: the same rate for the victim of the clean, undefended set (ordinary confusions).",
+    "True class (also: robust accuracy, RA): share of triggered images, or of targets, still read as what they show.",
+    "No attack: what the defense costs when nothing is wrong. All rates are in %. Runs: victims trained. PSNR: of the "
+    "training images after the defense to those before. Costs: wall-clock time and peak memory.",
+    "† quoted from the papers named below, not measured here: other networks, data or recipes.",
+)
+
+
+def make_rows(cards: Iterable[JSON]) -> list[Row]:
+    """One row for each attack x defense of the cards, in the order in which they first appear."""
+    groups: dict[tuple[str, str, str], list[JSON]] = defaultdict(list)
+    for card in cards:
+        groups[(card["key"], card["defence"], card["defence_hash"])].append(card)
+    return [_row(group) for group in groups.values()]
+
+
+def _row(cards: Sequence[JSON]) -> Row:
+    first = cards[0]
+    row: Row = dict.fromkeys(CONTRACT)
+    row |= {key: first[key] for key in ("attack", "eps", "budget", "data", "victim", "defence")}
+    natural, success = _by_goal(cards, "natural_accuracy"), _by_goal(cards, "poison_success")
+    row |= {"natural_accuracy": _mean(natural), "natural_accuracy_sd": _spread([_values(cards, "natural_accuracy")])}
+    row |= {"poison_success": _mean(success), "poison_success_sd": _spread([_means(success)])}
+    row["poison_success_max"] = max(_means(success), default=None)
+    row |= {"clean_floor": _mean(_by_goal(cards, "clean_floor")), "runs": len(cards), "quoted": False}
+    for key in ("defence_seconds", "train_seconds", "defence_peak_mb", "train_peak_mb", "still_true", "l2", "psnr"):
+        row[key] = _mean(_by_goal(cards, key))
+    row |= {"key": first["key"], "clean_key": first["clean_key"], "regime": first["regime"], "kind": first["kind"]}
+    row |= {"goals": len(natural), "poison_success_seed_sd": _spread(list(success.values()))}
+    row["poison_success_interval"] = bootstrap_interval(_means(success))
+    row["natural_accuracy_interval"] = bootstrap_interval(_means(natural))
+    row["flipped"] = sum(
+        card["kind"] == "targets" and card["poison_success"] == 1 == card["clean_still_true"] for card in cards
+    )
+    return row
+
+
+def _by_goal(cards: Sequence[JSON], key: str) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for card in cards:
+        if card[key] is not None:
+            values[card["goal"]].append(card[key])
+    return values
+
+
+def _values(cards: Sequence[JSON], key: str) -> list[float]:
+    return [card[key] for card in cards if card[key] is not None]
+
+
+def _means(by_goal: Mapping[str, Sequence[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in by_goal.values()]
+
+
+def _mean(by_goal: Mapping[str, Sequence[float]]) -> float | None:
+    return statistics.fmean(_means(by_goal)) if by_goal else None
+
+
+def _spread(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within the groups, pooled, n - 1; None where no group has two values."""
+    wide = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in wide)
+    if not freedom:
+        return None
+    return math.sqrt(sum(statistics.variance(group) * (len(group) - 1) for group in wide) / freedom)
+
+
+def quoted_rows(ours: Sequence[Row] | None = None) -> list[Row]:
+    """Published figures as rows; with `ours`, those of the published experiment that is closest to each of them."""
+    path = resources.files("pureebm") / "evaluation" / "quoted.toml"
+    rows = []
+    for entry in tomllib.loads(path.read_text())["scenario"]:
+        for defense, figures in entry["figures"].items():
+            row: Row = dict.fromkeys(CONTRACT)
+            row |= {
+                key: entry.get(key) for key in ("attack", "eps", "budget", "data", "victim", "regime", "runs", "source")
+            }
+            success, natural, worst = (*figures, None)[:3]
+            rates = {"poison_success": success, "natural_accuracy": natural, "poison_success_max": worst}
+            row |= {key: None if value in (None, "") else value / 100 for key, value in rates.items()}
+            rows.append(row | {"defence": defense, "quoted": True, "title": entry["name"]})
+    if ours is None:
+        return rows
+    wanted = {closest for row in ours if (closest := _closest(row, rows)) is not None}
+    return [row for row in rows if row["title"] in wanted]
+
+
+def _closest(row: Row, quoted: Sequence[Row]) -> str | None:
+    """Title of the published experiment that is most like ours: attack, eps and kind of training must agree."""
+    alike = [one for one in quoted if all(one[key] == row[key] for key in ("attack", "eps", "regime"))]
+    if not alike or row["quoted"]:
+        return None
+
+    def agreement(one: Row) -> tuple[bool, bool, bool, int]:
+        ours, theirs = str(row["victim"]).split(", "), str(one["victim"]).split(", ")
+        same_base = str(row["data"]).split("-")[0] == str(one["data"]).split("-")[0]
+        near = abs(row["budget"] - one["budget"]) < 0.1 * one["budget"]
+        return near, same_base, ours[0] == theirs[0], len(set(ours) & set(theirs))
+
+    best = max(alike, key=agreement)  # the first of equals: the file's order
+    return str(best["title"])
+
+
+Block = tuple[str, list[Row]]
+
+
+def blocks(rows: Sequence[Row], quoted: Sequence[Row] = ()) -> list[Block]:
+    """Rows by scenario, with a title: the no-attack rows of its victim, its own rows, and quoted ones beside them.
+
+    A victim that no attack was tried on has a block of its own.
+    """
+    found, used = [], set()
+    for key in dict.fromkeys(row["key"] for row in rows if row["attack"] != "none"):
+        own = [row for row in rows if row["key"] == key]
+        clean = [row for row in rows if row["key"] == own[0]["clean_key"]]
+        used.add(own[0]["clean_key"])
+        closest = _closest(own[0], quoted)
+        beside = [row for row in quoted if row["title"] == closest]
+        found.append((_title(own[0]), clean + own + beside))
+    for key in dict.fromkeys(row["key"] for row in rows if row["attack"] == "none"):
+        if key not in used:
+            own = [row for row in rows if row["key"] == key]
+            found.append((_title(own[0]), own))
+    return found
+
+
+def _title(row: Row) -> str:
+    if row["attack"] == "none":
+        return f"No attack; {row['data']}, {row['victim']}"
+    eps = "" if row["eps"] is None else f", eps {row['eps']:g}/255"
+    return f"{row['attack']}{eps}, {100 * row['budget']:.3g} % poisons; {row['data']}, {row['victim']}"
+
+
+COLUMNS = (
+    "attack", "defense", "natural acc.", "poison success", "95 %", "max", "floor", "true class", "PSNR dB", "runs",
+    "defense cost", "training cost",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """A row as texts, one for each of `COLUMNS`."""
+    interval, one_by_one = row.get("poison_success_interval"), row.get("kind") == "targets"
+    return [
+        "no attack" if row["attack"] == "none" else "as published" if row["quoted"] else row["attack"],
+        row["defence"] + (" †" if row["quoted"] else ""),
+        _rate(row["natural_accuracy"], row["natural_accuracy_sd"]),
+        _rate(row["poison_success"], None if one_by_one else row["poison_success_sd"]),
+        "" if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}",
+        "" if one_by_one else _rate(row["poison_success_max"]),
+        _rate(row["clean_floor"]),
+        _rate(row.get("still_true")),
+        "" if row.get("psnr") is None else f"{row['psnr']:.1f}",
+        "" if row["runs"] is None else str(row["runs"]),
+        _cost(row["defence_seconds"], row.get("defence_peak_mb")),
+        _cost(row["train_seconds"], row.get("train_peak_mb")),
+    ]
+
+
+def sources(rows: Sequence[Row]) -> list[str]:
+    """What the quoted rows among these are taken from."""
+    return sorted({f"† {row['title']}: {row['source']}." for row in rows if row["quoted"]})
+
+
+def markdown(found: Sequence[Block]) -> str:
+    """Every block as a heading and a pipe table, then the legend."""
+    parts = []
+    for title, rows in found:
+        lines = [f"### {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 2)]
+        lines += ["| " + " | ".join(text.replace("|", "\\|") for text in cells(row)) + " |" for row in rows]
+        parts.append("\n".join(lines))
+    notes = [*LEGEND[:-1], *([LEGEND[-1]] if _any_quoted(found) else []), *_all_sources(found)]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in notes)]) + "\n"
+
+
+def latex(found: Sequence[Block]) -> str:
+    """Every block as a table with booktabs rules; needs \\usepackage{booktabs}."""
+    parts = []
+    for title, rows in found:
+        head = " & ".join(_escape(name) for name in COLUMNS)
+        lines = [r"\begin{table}", r"\centering", r"\small", rf"\caption{{{_escape(title)}}}"]
+        lines += [rf"\begin{{tabular}}{{ll{'r' * (len(COLUMNS) - 2)}}}", r"\toprule", head + r" \\", r"\midrule"]
+        for before, row in zip([None, *rows], rows, strict=False):
+            if before and (before["attack"] == "none" != row["attack"] or row["quoted"] and not before["quoted"]):
+                lines.append(r"\midrule")
+            lines.append(" & ".join(_escape(text) for text in cells(row)) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]))
+    notes = "\n".join(f"% {line}" for line in [*LEGEND, *_all_sources(found)])
+    return "\n\n".join([*parts, notes]) + "\n"
+
+
+def _any_quoted(found: Sequence[Block]) -> bool:
+    return any(row["quoted"] for _, rows in found for row in rows)
+
+
+def _all_sources(found: Sequence[Block]) -> list[str]:
+    return sources([row for _, rows in found for row in rows])
+
+
+_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "†": r"$\dagger$", **{mark: "\\" + mark for mark in "&%$#_{}"}}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _rate(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + ("" if spread is None else f" ±{100 * spread:.1f}")
+
+
+def _cost(seconds: float | None, peak_mb: float | None) -> str:
+    if not seconds:
+        return ""
+    time = f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"
+    return time + (f", {peak_mb / 1000:.2g} GB" if peak_mb else "")

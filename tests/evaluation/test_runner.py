@@ -1,0 +1,321 @@
+"""The runner on colored stripes: what is poisoned and purified, what is counted, what is kept, what is told.
+
+Most victims here are untrained (`epochs = 0`): these tests are about bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pureebm.attacks.base import AvailabilityGoal, LabeledSet, Poisoned, TargetGoal, TriggerGoal
+from pureebm.attacks.triggers import PatchTrigger
+from pureebm.classifiers.base import Classifier
+from pureebm.data.ranges import to_pm1
+from pureebm.errors import InputError
+from pureebm.evaluation import runner as runner_module
+from pureebm.evaluation import victims
+from pureebm.evaluation.arrays import Shelf, textures
+from pureebm.evaluation.cards import read_card
+from pureebm.evaluation.defenses import Defense
+from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_suite_cards
+from pureebm.evaluation.scenarios import Scenario, Suite
+from pureebm.evaluation.store import Store
+from pureebm.evaluation.victims import Bench, Surrogates, regime, train_victim
+from pureebm.training.classifier import ClassifierConfig, predict
+from pureebm.types import JSON
+
+from .conftest import Smoke
+
+UNTRAINED = {"epochs": 0, "batch_size": 20}
+SCENARIO = Scenario(
+    name="b",
+    attack="badnets",
+    budget=0.1,
+    data="synthetic-60",
+    recipe_overrides=UNTRAINED,
+    classes=(1, 2),
+    seeds=(0, 1),
+)
+
+
+class Shift:
+    """A purifier that adds to every pixel a number drawn from the seed and the id."""
+
+    def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
+        steps = [(sum(name.encode()) + seed) % 5 + 1 for name in ids]
+        return images + torch.tensor(steps).view(-1, 1, 1, 1) * 2 / 255
+
+    def energies(self, images: Tensor) -> None:
+        return None
+
+    def settings(self) -> JSON:
+        return {"stage": "shift"}
+
+
+class Reader(Classifier):
+    """Reads the class from the brightness of the corner pixel: 10 steps of 1/255 a class."""
+
+    def __init__(self, n_classes: int = 4) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = ((images[:, 0, 0, 0] + 1) * 127.5 / 10).round()
+        return -(level[:, None] - torch.arange(self.n_classes)).abs()
+
+
+def suite(*scenarios: Scenario, defenses: tuple[str, ...] = ("none", "jpeg-50")) -> Suite:
+    return Suite(name="s", title="t", scenarios=scenarios, defenses=defenses)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Shelf(None, tmp_path / "cache"), Store(tmp_path / "cache"), precision="float32")
+
+
+@pytest.fixture
+def make(tmp_path: Path, bench: Bench):
+    return lambda *scenarios, **settings: Runner(suite(*scenarios, **settings), bench=bench, out=tmp_path / "out")
+
+
+def corners(classes: list[int]) -> Tensor:
+    images = torch.zeros(len(classes), 16, 16, 3, dtype=torch.uint8)
+    images[:, 0, 0] = 10 * torch.tensor(classes, dtype=torch.uint8)[:, None]
+    return images
+
+
+def test_the_smoke_suite_gives_a_card_for_every_job_and_repeats_nothing(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [job.name for job in jobs(smoke.suite)]
+    assert smoke.outcome.made == every and not smoke.outcome.failed and not smoke.outcome.left
+    monkeypatch.setattr(runner_module, "train_victim", None)
+    monkeypatch.setattr(runner_module, "craft", None)
+    again = Runner(smoke.suite, bench=smoke.bench, out=smoke.out).run()
+    assert (again.made, again.existed) == ([], every)
+
+
+def test_a_card_says_how_it_was_made_and_how_to_make_it_again(smoke: Smoke) -> None:
+    cards = {(card["attack"], card["goal"], card["defence"]): card for card in smoke.cards}
+    card = cards["badnets", "class1", "jpeg-50"]
+    assert card["command"] == "pureebm bench run --suite smoke --only badnets/class1/seed0/jpeg-50"
+    assert card["settings"] == {"stage": "jpeg", "quality": 50, "seed": 0}
+    assert (card["n_train"], card["n_poisons"], card["budget"], card["target_class"]) == (80, 8, 0.1, 1)
+    assert card["protocol"]["recipe_overrides"] == {"epochs": 1, "batch_size": 20}
+    assert card["attack_record"]["attack"] == "badnets"
+    assert card["versions"]["torch"] == torch.__version__ and len(card["hashes"]["poisons"]) == 64
+    assert card["train_seconds"] > 0 and card["train_peak_mb"] > 50 and card["defence_peak_mb"] > 50
+    assert 10 < card["psnr"] < 60 and card["l2"] > 0 and card["changed_share"] == 1
+    none = cards["badnets", "class1", "none"]
+    assert (none["psnr"], none["l2"], none["defence_seconds"]) == (None, 0, 0)
+    assert cards["none", "no-attack", "none"]["poison_success"] is None
+    assert all(0 <= card["natural_accuracy"] <= 1 for card in cards.values())
+    assert cards["gradient-matching", "target0", "none"]["kind"] == "targets"
+
+
+def test_the_floor_is_the_rate_of_the_clean_undefended_victim_of_the_same_seed(smoke: Smoke) -> None:
+    runner = Runner(smoke.suite, bench=smoke.bench, out=smoke.out)
+    scenario = smoke.suite.scenarios[0]
+    data = smoke.bench.shelf.load(scenario.data)
+    goal = scenario.goals()[0]
+    attack = runner._poisons(scenario, goal, data)
+    clean, _ = victims.clean_victim(scenario, data.train, seed=0, bench=smoke.bench)
+    success, true = goal_rates(clean, attack.goal, data.test, seed=goal.seed)
+    for card in smoke.cards:
+        if card["attack"] == "badnets" and card["goal"] == goal.name:
+            assert (card["clean_floor"], card["clean_still_true"]) == (success, true)
+
+
+def test_poisons_stand_in_the_place_of_their_originals_and_are_purified_with_their_noise(bench: Bench, make) -> None:
+    runner, scenario = make(SCENARIO), SCENARIO
+    data = bench.shelf.load(scenario.data)
+    attack = runner._poisons(scenario, scenario.goals()[0], data)
+    clean, _ = runner._purify(Defense("shift", Shift()), data, None)
+    dirty, _ = runner._purify(Defense("shift", Shift()), data, attack)
+    changed = (dirty.images != clean.images).flatten(1).any(dim=1).nonzero().squeeze(1)
+    assert changed.equal(attack.rows) and len(changed) == 6
+    assert dirty.labels.equal(attack.apply(data.train).labels)
+    moved = dirty.images[changed].int() - clean.images[changed].int()
+    unclipped = (attack.images < 250) & (data.train.images[changed] < 250)
+    assert (moved == attack.images.int() - data.train.images[changed].int())[unclipped].all()
+
+
+def test_an_attack_on_every_image_does_not_purify_the_clean_set(bench: Bench, make) -> None:
+    data = bench.shelf.load(SCENARIO.data)
+    whole = Poisoned(torch.arange(60), 255 - data.train.images, data.train.labels, AvailabilityGoal())
+    make(SCENARIO)._purify(Defense("shift", Shift()), data, whole)
+    assert len(list((bench.store.folder / "purified").iterdir())) == 1
+
+
+def test_a_killed_run_goes_on_where_it_was_and_leaves_nothing_broken(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, n_measured = Runner.measure, 0
+
+    def interrupted(self: Runner, job: object) -> JSON:
+        nonlocal n_measured
+        if n_measured == 3:
+            raise KeyboardInterrupt
+        n_measured += 1
+        return measure(self, job)
+
+    monkeypatch.setattr(Runner, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(SCENARIO).run()
+    made = sorted((tmp_path / "out").rglob("*.*"))
+    assert len(made) == 3 and all(read_card(path)["natural_accuracy"] is not None for path in made)
+    monkeypatch.setattr(Runner, "measure", measure)
+    outcome = make(SCENARIO).run()
+    assert (len(outcome.existed), len(outcome.made)) == (3, 4 + 8 - 3)
+
+
+def test_what_cannot_be_run_is_told_and_the_rest_is_run(make) -> None:
+    unknown = replace(SCENARIO, name="c", data="cinic10", seeds=(0,), classes=(1,))
+    outcome = make(replace(SCENARIO, seeds=(0,), classes=(1,)), unknown, defenses=("none", "epic-0.1")).run()
+    assert outcome.made == ["b/no-attack/seed0/none", "b/class1/seed0/none"]
+    assert outcome.failed["b/class1/seed0/epic-0.1"] == "defense not installed: epic-0.1"
+    assert "no data set 'cinic10' here" in outcome.failed["c/class1/seed0/none"]
+
+
+def test_no_card_is_begun_after_the_time_is_up_and_what_is_left_is_named(make) -> None:
+    outcome = make(SCENARIO).run(max_minutes=0)
+    assert outcome.made == [] and len(outcome.left) == 12
+    with pytest.raises(InputError, match="no job of suite 's' is like 'z'; its scenarios are: b"):
+        make(SCENARIO).run(only="z")
+
+
+def test_cards_are_read_in_the_order_of_scenarios_and_defenses(make, tmp_path: Path) -> None:
+    runner = make(SCENARIO, defenses=("none", "jpeg-75", "jpeg-50"))
+    runner.run(only="seed0")
+    cards = read_suite_cards(runner.suite, tmp_path / "out")
+    ours = [(card["defence"], card["goal"]) for card in cards if card["attack"] == "badnets"]
+    assert ours == [(name, goal) for name in ("none", "jpeg-75", "jpeg-50") for goal in ("class1", "class2")]
+
+
+def test_where_a_purifier_computes_does_not_make_it_another_defense() -> None:
+    class Placed(Shift):
+        def __init__(self, **settings: str) -> None:
+            self.own = settings
+
+        def settings(self) -> JSON:
+            return {"stage": "chain", "stages": [{"n": 3, **self.own}]}
+
+    one, other = Placed(device="cpu", precision="float32"), Placed(device="cuda", precision="bfloat16")
+    assert identity(Defense("a", one)) == identity(Defense("b", other))
+    assert identity(Defense("a", one)) != identity(Defense("a", one, seed=1))
+    assert identity(Defense("a", one)) != identity(Defense("a", Shift()))
+
+
+def test_triggers_are_counted_over_the_images_that_the_attacker_aims_at() -> None:
+    test = LabeledSet(corners([0, 1, 2, 3, 3]), torch.tensor([0, 1, 2, 3, 3]), 4)
+    paste = PatchTrigger(torch.full((1, 1, 3), 20, dtype=torch.uint8), (0, 0))  # everything is read as 2
+    assert goal_rates(Reader(), TriggerGoal(2, paste), test, seed=0) == (1, 0)
+    assert goal_rates(Reader(), TriggerGoal(1, paste), test, seed=0) == (0, 1 / 4)  # the true 2 stays one
+    aside = PatchTrigger(torch.full((1, 1, 3), 255, dtype=torch.uint8), (5, 5))  # nothing is misread
+    assert goal_rates(Reader(), TriggerGoal(2, aside), test, seed=0) == (0, 1)
+    assert goal_rates(Reader(), TriggerGoal(2, paste, source_class=3), test, seed=0) == (1, 0)
+    successor = TriggerGoal(None, paste)  # all-to-all: 1 is to be read as 2, the others are not
+    assert goal_rates(Reader(), successor, test, seed=0) == (1 / 5, 1 / 5)
+
+
+def test_targets_are_counted_by_their_intended_and_their_true_classes() -> None:
+    goal = TargetGoal(corners([0, 1, 2, 3]), torch.tensor([0, 1, 1, 1]), torch.tensor([3, 3, 2, 2]))
+    test = LabeledSet(corners([0]), torch.tensor([0]), 4)
+    assert goal_rates(Reader(), goal, test, seed=0) == (1 / 4, 2 / 4)
+    assert goal_rates(Reader(), AvailabilityGoal(), test, seed=0) == (None, None)
+
+
+TRANSFER = Scenario(
+    name="t",
+    attack="bullseye-polytope",
+    config={"n_steps": 2},
+    budget=0.1,
+    data="synthetic-40",
+    recipe="linear-transfer",
+    recipe_overrides={"epochs": 2, "batch_size": 20},
+    pretrain_data="synthetic-80",
+    pretrain_overrides={"epochs": 1, "batch_size": 40},
+    surrogates=("small-resnet@0", "small-resnet@1"),
+    targets=1,
+)
+
+
+def test_a_linear_transfer_victim_keeps_its_extractor_and_a_white_box_attacker_has_that_one(bench: Bench) -> None:
+    data = bench.shelf.load(TRANSFER.data)
+    own, other = (victims._extractor(TRANSFER, name, bench=bench) for name in TRANSFER.surrogates)
+    victim, _ = train_victim(TRANSFER, data.train, seed=3, bench=bench)
+    images = to_pm1(data.test.images).permute(0, 3, 1, 2)
+    assert victim.features(images).equal(own.features(images))
+    assert not victim.features(images).equal(other.features(images))
+    assert not victim.head.weight.equal(own.head.weight)
+    tuned = replace(TRANSFER, recipe="fine-tune")
+    moved, _ = train_victim(tuned, data.train, seed=3, bench=bench)
+    assert not moved.features(images).equal(own.features(images))
+    assert (regime(TRANSFER), regime(tuned), regime(SCENARIO)) == ("linear transfer", "fine-tune", "scratch")
+
+
+def test_transfer_scenarios_run_from_pretraining_to_the_card(make) -> None:
+    outcome = make(
+        TRANSFER, replace(TRANSFER, name="f", recipe="fine-tune", config={"layers": "fine-tune", "n_steps": 1})
+    ).run()
+    assert not outcome.failed and len(outcome.made) == 8
+    with pytest.raises(InputError, match="scenario 't' is a transfer: give pretrain_data"):
+        victims._extractor(replace(TRANSFER, pretrain_data=None), "small-resnet@0", bench=make(TRANSFER).bench)
+    with pytest.raises(InputError, match="an extractor is NETWORK@SEED"):
+        victims._extractor(TRANSFER, "small-resnet", bench=make(TRANSFER).bench)
+
+
+def test_a_surrogate_is_trained_once_for_equal_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ClassifierConfig(epochs=1, batch_size=15)
+    train, data = Surrogates("small-resnet", recipe, bench), textures(60, 16, seed=5)
+    first = train(data, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(victims, "train_classifier", None)
+        assert train(data, seed=0).head.weight.equal(first.head.weight)
+    assert not any(parameter.requires_grad for parameter in first.parameters()) and not first.training
+    before = first.head.weight.clone()
+    warmer = train(data, seed=0, start=first, peak_rate=0.5)
+    assert not warmer.head.weight.equal(before) and first.head.weight.equal(before)
+    for change in ({"seed": 1}, {"epochs": 2}, {"peak_rate": 0.3}, {"start": warmer}):
+        assert not train(data, **{"seed": 0, **change}).head.weight.equal(before)
+
+
+def test_the_goals_of_a_scenario_share_their_surrogates_of_one_number(bench: Bench) -> None:
+    recipe, data = ClassifierConfig(epochs=0, batch_size=15), textures(60, 16, seed=5)
+    own, others = (Surrogates("small-resnet", recipe, bench, (seed, 100)) for seed in (103, 104))
+    weights = own(data, seed=103).head.weight
+    assert others(data, seed=104).head.weight.equal(weights)  # number 0 of both
+    assert not others(data, seed=105).head.weight.equal(weights)  # number 1
+    assert not own(data, seed=5000).head.weight.equal(others(data, seed=5001).head.weight)
+
+
+def test_victims_differ_by_seed_and_a_clean_one_is_the_same_when_it_is_read_again(bench: Bench) -> None:
+    scenario = replace(SCENARIO, recipe_overrides={"epochs": 1, "batch_size": 20})
+    data = bench.shelf.load(scenario.data)
+    first, cost = victims.clean_victim(scenario, data.train, seed=0, bench=bench)
+    again, same = victims.clean_victim(scenario, data.train, seed=0, bench=bench)
+    other, _ = victims.clean_victim(scenario, data.train, seed=1, bench=bench)
+    assert first.head.weight.equal(again.head.weight) and cost.seconds == pytest.approx(same.seconds)
+    assert not first.head.weight.equal(other.head.weight)
+    fresh, _ = train_victim(scenario, data.train, seed=0, bench=bench)
+    assert predict(fresh, data.test.images).equal(predict(first, data.test.images))
+
+
+def test_unknown_fields_and_names_are_refused_in_words(bench: Bench) -> None:
+    goal = SCENARIO.goals()[0]
+    with pytest.raises(InputError, match="attack 'badnets' has no field 'speed'; known: budget, target_class"):
+        victims.attack_config(replace(SCENARIO, config={"speed": 1}), goal)
+    with pytest.raises(InputError, match="recipe 'fast' has no field 'epoch'; known: epochs"):
+        victims.recipe_of(replace(SCENARIO, recipe_overrides={"epoch": 1}))
+    with pytest.raises(InputError, match="unknown attack 'badnet'"):
+        victims.attack_config(replace(SCENARIO, attack="badnet"), goal)
+    with pytest.raises(InputError, match="scenario 'b': badnets is triggered: give classes"):
+        victims.attack_config(replace(SCENARIO, classes=(), targets=3), goal)
+    assert victims.attack_config(SCENARIO, goal)[1].target_class == 1
+    assert victims.attack_config(replace(SCENARIO, attack="hidden-trigger"), goal)[1].intended_class == 1
