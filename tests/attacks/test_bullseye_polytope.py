@@ -146,21 +146,21 @@ def test_heads_on_the_same_extractor_read_most_targets_as_intended(data: Labeled
     known = worlds.extractor()
     attacker, clean = worlds.attacker(test_set, extractors=[known]), worlds.transfer(known, data, seed=0)
     hits, floor = 0.0, 0.0
-    for seed in range(4):
-        poisoned = craft(data, replace(TINY, n_steps=50), attacker=attacker, seed=seed)
+    for seed in range(3):
+        poisoned = craft(data, replace(TINY, n_steps=30), attacker=attacker, seed=seed)
         assert isinstance(poisoned.goal, TargetGoal)
         floor += worlds.target_success(clean, poisoned.goal)
         hits += worlds.target_success(worlds.transfer(known, poisoned.apply(data), seed=0), poisoned.goal)
-    assert hits >= floor + 3
+    assert hits >= floor + 2
 
 
 def test_fine_tuned_victims_read_most_targets_as_intended(data: LabeledSet, test_set: LabeledSet) -> None:
     known = worlds.extractor()
     attacker = worlds.attacker(test_set, extractors=[known])
     clean = worlds.transfer(known, data, seed=0, all_weights=True)
-    config = replace(FINE_TUNE, eps=16, n_steps=60, budget=0.1)
+    config = replace(FINE_TUNE, eps=16, n_steps=30, budget=0.1)
     hits, floor = 0.0, 0.0
-    for seed in range(4):
+    for seed in range(3):
         poisoned = craft(data, config, attacker=attacker, seed=seed)
         assert isinstance(poisoned.goal, TargetGoal)
         floor += worlds.target_success(clean, poisoned.goal)

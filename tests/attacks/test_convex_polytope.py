@@ -14,7 +14,7 @@ from pureebm.attacks.base import LabeledSet, TargetGoal
 from pureebm.attacks.box import as_batch
 from pureebm.attacks.convex_polytope import Config, Hull, craft, nearest_mixture, onto_simplex
 
-TINY = Config(eps=16, budget=0.1, n_steps=40, inner_steps=50)
+TINY = Config(eps=16, budget=0.1, n_steps=30, inner_steps=30)
 
 
 @pytest.fixture(scope="module")

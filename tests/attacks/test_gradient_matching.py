@@ -154,20 +154,27 @@ def test_targets_that_are_not_there_are_refused(data: LabeledSet, test_set: Labe
         craft(data, replace(TINY, target_index=80), attacker=worlds.attacker(test_set), seed=0)
     with pytest.raises(InputError, match="class 1 is not possible here; classes are 0 .. 3 other than 1"):
         craft(data, replace(TINY, target_index=1, intended_class=1), attacker=worlds.attacker(test_set), seed=0)
-    with pytest.raises(InputError, match="class 9"):
+    with pytest.raises(InputError, match="class 9 is not possible here; classes are 0 .. 3"):
         craft(data, replace(TINY, intended_class=9), attacker=worlds.attacker(test_set), seed=0)
 
 
 @pytest.mark.slow
 def test_fresh_victims_flip_far_more_often_with_the_poison_than_without() -> None:
+    # Targets that networks read right, but not with all certainty; the floor is that of other clean victims.
     data, test_set = worlds.blobs(400, seed=1), worlds.blobs(400, seed=2)
-    config = Config(eps=32, budget=0.1, surrogate_epochs=20, n_steps=40, restarts=1, shift=2, networks="16")
-    clean = [worlds.train(data, seed=100 + index, epochs=20, network="16") for index in range(2)]
-    with_poison, without = [], []
-    for seed in range(8):
-        poisoned = craft(data, config, attacker=worlds.attacker(test_set), seed=seed)
+    known, *clean = (worlds.train(data, seed=seed, epochs=20, network="16") for seed in (0, 100, 101))
+    shares = known(as_batch(test_set.images)).softmax(dim=1)
+    true = shares.gather(1, test_set.labels[:, None])[:, 0]
+    second = shares.scatter(1, test_set.labels[:, None], 0).max(dim=1)
+    targets = torch.where(true > 0.7, second.values, 0).topk(6).indices.tolist()
+    config = Config(eps=16, budget=0.2, n_steps=40, restarts=1, shift=2)
+    attacker = replace(worlds.attacker(test_set), train=lambda *_, **__: known)
+    hits, floor = 0.0, 0.0
+    for target in targets:
+        aim = replace(config, target_index=target, intended_class=int(second.indices[target]))
+        poisoned = craft(data, aim, attacker=attacker, seed=0)
         assert isinstance(poisoned.goal, TargetGoal)
         victim = worlds.train(poisoned.apply(data), seed=100, epochs=20, network="16")
-        with_poison.append(worlds.target_success(victim, poisoned.goal))
-        without += [worlds.target_success(network, poisoned.goal) for network in clean]
-    assert sum(with_poison) / 8 >= sum(without) / 16 + 0.4
+        hits += worlds.target_success(victim, poisoned.goal)
+        floor += sum(worlds.target_success(network, poisoned.goal) for network in clean) / 2
+    assert hits >= floor + 3

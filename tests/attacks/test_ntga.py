@@ -84,17 +84,18 @@ def empirical_kernel(net: Net, x: Tensor, width: int, draws: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kernel", "net", "side", "width", "draws"),
-    [(ntga.dense_kernel, dense_net, 4, 768, 8), (ntga.conv_kernel, conv_net, 8, 128, 24)],
+    [(ntga.dense_kernel, dense_net, 4, 256, 60), (ntga.conv_kernel, conv_net, 8, 64, 100)],
 )
 def test_the_kernel_is_the_limit_of_finite_networks(
     kernel: ntga.Kernel, net: Net, side: int, width: int, draws: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Errors are of order 1 / sqrt(width * draws): measured 2 to 4 %. Larger biases than the published, to be seen.
+    # One draw strays by 20 and 35 % at these widths, the mean of all by 2.6 and 3.5 %; a layer forgotten or counted
+    # twice is a sixth. Larger biases than the published, to be seen.
     monkeypatch.setattr(ntga, "BIAS_VARIANCE", 0.5**2)
     x = torch.cat([images(2, side, 0), -images(1, side, 1), 0.3 * images(1, side, 2)])
     measured, exact = empirical_kernel(net, x, width, draws), kernel(x, x)
     scale = (exact.diagonal()[:, None] * exact.diagonal()).sqrt()
-    assert ((measured - exact).abs() / scale).max() < 0.06
+    assert ((measured - exact).abs() / scale).max() < 0.1
     assert (exact / scale).std() > 0.05  # the images are not all alike to it
 
 

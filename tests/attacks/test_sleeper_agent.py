@@ -109,11 +109,11 @@ def test_classes_are_drawn_apart_and_refused_where_alike(data: LabeledSet) -> No
 def test_fresh_victims_obey_the_patch_far_more_often_with_the_poison_than_without() -> None:
     data, test_set = worlds.blobs(400, seed=1), worlds.blobs(400, seed=2)
     config = Config(
-        eps=32, budget=0.15, surrogate_epochs=20, n_steps=60, retrainings=2, shift=2, patch_size=5, networks="16"
+        eps=32, budget=0.15, surrogate_epochs=20, n_steps=40, retrainings=1, shift=2, patch_size=5, networks="16"
     )
     clean = worlds.train(data, seed=100, epochs=20, network="16")
     gains = []
-    for seed in range(4):
+    for seed in range(3):
         poisoned = craft(data, config, attacker=worlds.attacker(), seed=seed)
         assert isinstance(poisoned.goal, TriggerGoal)
         victim = worlds.train(poisoned.apply(data), seed=100, epochs=20, network="16")
@@ -121,4 +121,4 @@ def test_fresh_victims_obey_the_patch_far_more_often_with_the_poison_than_withou
             worlds.trigger_success(victim, poisoned.goal, test_set)
             - worlds.trigger_success(clean, poisoned.goal, test_set)
         )
-    assert sum(gains) / 4 > 0.2
+    assert sum(gains) / 3 > 0.4

@@ -153,13 +153,14 @@ def test_a_poisoned_set_is_an_ordinary_one_that_purify_takes(pureebm, npz, tiny_
 
 
 def test_verify_tells_success_and_floor_to_people_and_to_the_record(pureebm, npz, tmp_path):
-    options = ["--patch-size", 5, "--budget", 0.3, "--verify"]
+    options = ["--patch-size", 5, "--budget", 0.3, "--verify", "--victim-epochs", 2]
     done = pureebm("attack", "badnets", npz, tmp_path / "out.npz", *options)
     assert (done.code, done.out) == (0, "")
     assert "attack success" in done.err and "floor, by the clean victim" in done.err
     assert "images with the trigger are read as class 0" in done.err
     assert "held out: 12 images" in done.err
     verified = load_attack(tmp_path / "out.npz").record["verified"]
+    assert verified["victim"]["epochs"] == 2
     assert verified["success"] == verified["poisoned"]["success"] and 0 <= verified["floor"] <= 1
 
 

@@ -18,8 +18,8 @@ from pureebm.attacks.triggers import PatchTrigger
 from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
+from pureebm.evaluation import defenses, victims
 from pureebm.evaluation import runner as runner_module
-from pureebm.evaluation import victims
 from pureebm.evaluation.arrays import Shelf, textures
 from pureebm.evaluation.cards import read_card
 from pureebm.evaluation.defenses import Defense
@@ -27,7 +27,7 @@ from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_s
 from pureebm.evaluation.scenarios import Scenario, Suite
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.victims import Bench, Surrogates, regime, train_victim
-from pureebm.training.classifier import ClassifierConfig, predict
+from pureebm.training.classifier import ClassifierConfig, EpochData, TrainingData, predict
 from pureebm.types import JSON
 
 from .conftest import Smoke
@@ -196,6 +196,31 @@ def test_cards_are_read_in_the_order_of_scenarios_and_defenses(make, tmp_path: P
     cards = read_suite_cards(runner.suite, tmp_path / "out")
     ours = [(card["defence"], card["goal"]) for card in cards if card["attack"] == "badnets"]
     assert ours == [(name, goal) for name in ("none", "jpeg-75", "jpeg-50") for goal in ("class1", "class2")]
+
+
+def test_a_defense_inside_of_the_training_needs_only_a_name(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Inverted:
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
+
+        def before_training(self, network: object, data: TrainingData) -> TrainingData:
+            return TrainingData(255 - data.images, data.labels)
+
+        def before_epoch(self, epoch: int, network: object, data: TrainingData) -> EpochData:
+            seen.append((self.seed, epoch))
+            return EpochData(rows=torch.arange(40))
+
+    makers = {**defenses.MAKERS, "inverted": lambda asked: Defense(asked.name, None, 0, Inverted, {"name": "inverted"})}
+    monkeypatch.setattr(defenses, "MAKERS", makers)
+    scenario = replace(SCENARIO, recipe_overrides={"epochs": 2, "batch_size": 20}, classes=(1,))
+    runner = make(scenario, defenses=("inverted",))
+    outcome = runner.run(only="inverted")
+    assert not outcome.failed and seen == [(0, 0), (0, 1), (1, 0), (1, 1)] * 2
+    cards = read_suite_cards(runner.suite, runner.out.parent)
+    assert {card["settings"]["training"]["name"] for card in cards} == {"inverted"}
+    assert {card["changed_share"] for card in cards} == {0}  # the training images were not purified
 
 
 def test_where_a_purifier_computes_does_not_make_it_another_defense() -> None:

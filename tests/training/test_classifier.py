@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pureebm.classifiers.networks import replace_head
 from pureebm.classifiers.resnet import ResNet
 from pureebm.classifiers.small_resnet import SmallResNet
-from pureebm.data.augment import PAD, augment
+from pureebm.data.augment import PAD, Augmentation
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import DivergedError, InputError
 from pureebm.training.classifier import (
@@ -33,7 +33,7 @@ from pureebm.training.workers import Workers
 def test_an_augmented_image_is_a_crop_of_the_zero_padded_image_or_of_its_mirror() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (64, 8, 6, 3), generator=generator).to(torch.uint8)
-    out = augment(images, generator)
+    out = Augmentation().apply(images, generator)
     found = [_places(image, new) for image, new in zip(images, out, strict=True)]
     assert all(found)  # every one is such a crop
     assert {place for places in found for place in places if place[2]}  # some are mirrored
@@ -158,7 +158,7 @@ def test_the_default_recipe_is_this_loop_to_the_bit(smoothing: float) -> None:
         order, total = torch.randperm(130, generator=generator), 0.0
         for batch in range(4):
             rows = order[batch * 32 : batch * 32 + 32]
-            x = to_pm1(augment(images[rows], generator)).permute(0, 3, 1, 2)
+            x = to_pm1(Augmentation().apply(images[rows], generator)).permute(0, 3, 1, 2)
             loss = F.cross_entropy(expected(x), labels[rows], label_smoothing=smoothing)
             done = (epoch * 4 + batch + 0.5) / 8
             optimizer.param_groups[0]["lr"] = 0.1 * min(done / 0.2, (1 - done) / 0.8)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, choose_rows
 from pureebm.attacks.box import Box, as_batch
-from pureebm.attacks.targets import choose_class, choose_targets
+from pureebm.attacks.targets import choose_goal
 from pureebm.classifiers.base import Classifier
 from pureebm.errors import InputError
 
@@ -86,8 +86,10 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         InputError: no extractors, no test set, or fewer images of the class than poisons.
     """
     began = time.monotonic()
-    intended = choose_class(data, config.intended_class, seed=seed)
-    goal, targets = choose_targets(attacker.test, intended, config.target_index, seed=seed, n=config.n_targets)
+    goal, targets = choose_goal(
+        attacker.test, config.intended_class, config.target_index, seed=seed, n=config.n_targets
+    )
+    intended = int(goal.intended_classes[0])
     bullseyes = [
         Bullseye.at(network, goal.images, config.layers, device=attacker.device)
         for network in known_extractors(attacker)
@@ -110,7 +112,7 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         "seconds": time.monotonic() - began,
         "surrogates": [type(network).__name__ for network in attacker.extractors],
         "intended_class": intended,
-        "target_index": targets.tolist(),
+        "target_index": targets,
         "loss_start": losses[0],
         "loss_end": losses[-1],
     }

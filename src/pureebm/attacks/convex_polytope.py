@@ -24,7 +24,7 @@ from torch import Tensor
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, choose_rows
 from pureebm.attacks.box import Box, as_batch
 from pureebm.attacks.bullseye_polytope import descend, known_extractors
-from pureebm.attacks.targets import choose_class, choose_targets
+from pureebm.attacks.targets import choose_goal
 from pureebm.classifiers.base import Classifier
 from pureebm.errors import InputError
 
@@ -66,8 +66,8 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         InputError: no extractors, no test set, or fewer images of the class than poisons.
     """
     began = time.monotonic()
-    intended = choose_class(data, config.intended_class, seed=seed)
-    goal, target = choose_targets(attacker.test, intended, config.target_index, seed=seed)
+    goal, target = choose_goal(attacker.test, config.intended_class, config.target_index, seed=seed)
+    intended = int(goal.intended_classes[0])
     rows = choose_rows(data, intended, config.budget, seed=seed)
     box = Box.around(data.images[rows], config.eps, device=attacker.device)
     hulls = [Hull.at(network, goal.images, len(rows), attacker.device) for network in known_extractors(attacker)]
@@ -83,7 +83,7 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         "seconds": time.monotonic() - began,
         "surrogates": [type(network).__name__ for network in attacker.extractors],
         "intended_class": intended,
-        "target_index": int(target[0]),
+        "target_index": target[0],
         "loss_start": losses[0],
         "loss_end": losses[-1],
     }

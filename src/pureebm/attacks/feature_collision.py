@@ -26,7 +26,7 @@ from torch import Tensor
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, choose_rows
 from pureebm.attacks.box import Box, as_batch
 from pureebm.attacks.bullseye_polytope import known_extractors
-from pureebm.attacks.targets import choose_class, choose_targets
+from pureebm.attacks.targets import choose_goal
 from pureebm.classifiers.base import Classifier
 from pureebm.errors import InputError
 
@@ -73,8 +73,8 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
     """
     began = time.monotonic()
     extractors = [network.to(attacker.device).eval() for network in known_extractors(attacker)]
-    intended = choose_class(data, config.intended_class, seed=seed)
-    goal, index = choose_targets(attacker.test, intended, config.target_index, seed=seed)
+    goal, index = choose_goal(attacker.test, config.intended_class, config.target_index, seed=seed)
+    intended = int(goal.intended_classes[0])
     rows = choose_rows(data, intended, config.budget, seed=seed)
     box = Box.around(data.images[rows], config.eps, device=attacker.device)
     target = as_batch(goal.images, attacker.device)
@@ -86,7 +86,7 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         "seconds": time.monotonic() - began,
         "surrogates": [type(network).__name__ for network in extractors],
         "intended_class": intended,
-        "target_index": int(index[0]),
+        "target_index": index[0],
         "loss_start": losses[0],
         "loss_end": losses[-1],
     }

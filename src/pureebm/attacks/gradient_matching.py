@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, choose_rows
 from pureebm.attacks.box import Box, as_batch
-from pureebm.attacks.targets import choose_class, choose_targets
+from pureebm.attacks.targets import choose_goal
 from pureebm.classifiers.base import Classifier
 from pureebm.errors import InputError
 
@@ -96,8 +96,8 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         InputError: no test set, a target or class that is not there, or fewer images of the class than poisons.
     """
     began = time.monotonic()
-    intended = _intended_class(data, config, attacker.test, seed)
-    goal, target = choose_targets(attacker.test, intended, config.target_index, seed=seed)
+    goal, target = choose_goal(attacker.test, config.intended_class, config.target_index, seed=seed)
+    intended = int(goal.intended_classes[0])
     rows = choose_rows(data, intended, config.budget, seed=seed)
     box = Box.around(data.images[rows], config.eps, device=attacker.device)
     labels = data.labels[rows].to(attacker.device)
@@ -123,20 +123,12 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         "seconds": time.monotonic() - began,
         "surrogates": [f"{config.network(index) or 'default'}, clean" for index in range(config.n_surrogates)],
         "intended_class": intended,
-        "target_index": int(target[0]),
+        "target_index": target[0],
         "loss_start": losses[best][0],
         "loss_end": losses[best][1],
         "restart_losses": [last for _, last in losses],
     }
     return Poisoned(rows, tries[best], data.labels[rows], goal, record)
-
-
-def _intended_class(data: LabeledSet, config: Config, test: LabeledSet | None, seed: int) -> int:
-    """Given or drawn; a class other than that of a target which is given."""
-    fixed = None
-    if config.target_index is not None and test is not None and 0 <= config.target_index < len(test):
-        fixed = int(test.labels[config.target_index])
-    return choose_class(data, config.intended_class, seed=seed, apart_from=fixed)
 
 
 def train_surrogates(data: LabeledSet, config: Matching, *, attacker: Attacker, seed: int) -> list[Classifier]:

@@ -30,7 +30,7 @@ from torch import Tensor
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, TrainSurrogate, TriggerGoal, choose_rows, within
 from pureebm.attacks.triggers import AddTrigger
 from pureebm.classifiers.base import Classifier
-from pureebm.data.augment import augment
+from pureebm.data.augment import Augmentation
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
 
@@ -122,7 +122,7 @@ def make_trigger(
     trigger, budget = torch.zeros(3, height, width, device=device, requires_grad=True), 2 * config.eps / 255
     optimizer = torch.optim.Adam([trigger], lr=config.step_size)
     for step in range(config.n_steps):
-        batch = augment(_draw(images, config.batch_size, generator), generator).to(device)
+        batch = Augmentation().apply(_draw(images, config.batch_size, generator), generator).to(device)
         loss = F.cross_entropy(surrogate((to_pm1(batch).permute(0, 3, 1, 2) + trigger).clamp(-1, 1)), target)
         trigger.grad = torch.autograd.grad(loss, trigger)[0]
         optimizer.step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from pureebm.attacks.base import LabeledSet, TargetGoal
 from pureebm.errors import InputError
@@ -24,34 +23,33 @@ def choose_class(data: LabeledSet, given: int | None, *, seed: int, apart_from: 
     return given
 
 
-def choose_targets(
-    test: LabeledSet | None, intended_class: int, index: int | None, *, seed: int, n: int = 1
-) -> tuple[TargetGoal, Tensor]:
-    """n images of one class of the test set, to be read as `intended_class`, and their indices in it.
+def choose_goal(
+    test: LabeledSet | None, intended_class: int | None, index: int | None, *, seed: int, n: int = 1
+) -> tuple[TargetGoal, list[int]]:
+    """n images of one class of the test set, to be read as another, and their indices in it.
 
-    index: of the first; None: drawn from the seed among the images of other classes than the intended one.
+    intended_class: None: drawn from the seed among the classes other than that of a given target. index: of the first
+    target; None: drawn from the seed among the images of other classes than the intended one.
 
     Raises:
-        InputError: there is no test set, the index lies outside it or is one of the intended class, or the target's
+        InputError: there is no test set, the index lies outside it, a target is of the intended class already, or its
             class has fewer than n images.
     """
     if test is None:
         raise InputError("this attack aims at a test image, but the attacker has no test set; give one")
+    if index is not None and not 0 <= index < len(test):
+        raise InputError(f"target_index must be 0 .. {len(test) - 1}, the images of the test set; got {index}")
+    true_class = None if index is None else int(test.labels[index])
+    intended = choose_class(test, intended_class, seed=seed, apart_from=true_class)
     generator = torch.Generator().manual_seed(seed)
     if index is None:
-        others = (test.labels != intended_class).nonzero().squeeze(1)
+        others = (test.labels != intended).nonzero().squeeze(1)
         if not len(others):
-            raise InputError(f"all test images are of the intended class {intended_class}; choose another")
+            raise InputError(f"all test images are of the intended class {intended}; choose another")
         index = int(others[torch.randint(len(others), (), generator=generator)])
-    if not 0 <= index < len(test):
-        raise InputError(f"target_index must be 0 .. {len(test) - 1}, the images of the test set; got {index}")
-    true_class = int(test.labels[index])
-    if true_class == intended_class:
-        raise InputError(f"test image {index} is of class {intended_class}, the intended one, already; choose another")
-    rest = test.rows_of(true_class)
-    rest = rest[rest != index]
-    if len(rest) < n - 1:
-        raise InputError(f"class {true_class} has {len(rest) + 1} test images, fewer than {n} targets")
-    more = rest[torch.randperm(len(rest), generator=generator)[: n - 1]]
-    rows = torch.cat([torch.tensor([index]), more])
-    return TargetGoal(test.images[rows], test.labels[rows], torch.full((n,), intended_class)), rows
+    own = test.rows_of(int(test.labels[index]))
+    if len(own) < n:
+        raise InputError(f"class {int(test.labels[index])} has {len(own)} test images, fewer than {n} targets")
+    more = own[own != index]
+    rows = torch.cat([torch.tensor([index]), more[torch.randperm(len(more), generator=generator)[: n - 1]]])
+    return TargetGoal(test.images[rows], test.labels[rows], torch.full((n,), intended)), rows.tolist()

@@ -96,6 +96,10 @@ def _attack(
     verify: Annotated[
         bool, typer.Option("--verify", help="Train small victims with and without the poison, and compare.")
     ] = False,
+    victim: Annotated[str, typer.Option(metavar="NETWORK", help="What --verify trains.")] = "small-resnet",
+    victim_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Of the victims' training.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET, if an attack made it.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -166,6 +170,8 @@ def _run(
     device: str,
     threads: int | None,
     verify: bool,
+    victim: str,
+    victim_epochs: int | None,
     overwrite: bool,
     json_: bool,
     surrogate: str = "small-resnet",
@@ -186,6 +192,8 @@ def _run(
         cache=cache,
         device=place,
         verify=verify,
+        victim=victim,
+        victim_epochs=victim_epochs,
         overwrite=overwrite,
     )
     command = shlex.join(["pureebm", *sys.argv[1:]])

@@ -73,7 +73,7 @@ def run_suite(
     joint: Annotated[bool, typer.Option("--joint", help="All triggers of the set in one victim: faster.")] = False,
     n_train: Annotated[int, typer.Option(min=640, help="Training images of a victim.")] = 20_000,
     n_poisons: Annotated[int, typer.Option(min=1, help="Of them, how many carry a trigger.")] = 200,
-    scale: Annotated[int, typer.Option(min=1, max=4, help="Times the trigger: 2 makes 16/255 of 8/255.")] = 1,
+    eps: Annotated[int, typer.Option(min=1, max=64, help="Size of the trigger, in steps of 1/255.")] = 8,
     data: Annotated[
         Path | None, typer.Option(help="Data folder; else $PUREEBM_DATA or ../shared/data.", show_default=False)
     ] = None,
@@ -96,6 +96,7 @@ def run_suite(
         _log_to_stderr()
         return _run_scenarios(suite, defence, only, max_minutes, data, out, cache, place, precision, json_)
     _refuse_given(context, ("only", "max_minutes"), f"--suite {suite} takes no")
+    from pureebm.attacks.narcissus import Config as NarcissusConfig
     from pureebm.evaluation import quick
     from pureebm.evaluation.arrays import find_data
 
@@ -110,7 +111,7 @@ def run_suite(
 
         cards = [run_diagnosis(one, arrays, out=out, cache=cache, command=_command()) for one in defenses]
     else:
-        config = quick.QuickConfig(n_train=n_train, n_poisons=n_poisons, joint=joint, scale=scale)
+        config = quick.QuickConfig(n_train=n_train, n_poisons=n_poisons, joint=joint, attack=NarcissusConfig(eps=eps))
         cards = []
         for one in defenses:
             cards += quick.run_quick(
@@ -173,7 +174,7 @@ def report(
 
 
 QUICK_ONLY = (
-    "model", "steps", "step_size", "temperature", "noise", "set_", "seeds", "joint", "n_train", "n_poisons", "scale",
+    "model", "steps", "step_size", "temperature", "noise", "set_", "seeds", "joint", "n_train", "n_poisons", "eps",
 )  # fmt: skip
 
 

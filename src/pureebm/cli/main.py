@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "purify": "Purify an image set: the same set comes out, harmless.",
         "score": "Write the energy of every image, highest first.",
-        "train": "Train energy models.",
+        "train": "Train energy models and classifiers.",
         "attack": "Write a poisoned copy of a data set, to try defenses on.",
         "bench": "Measure attacks and defenses on small victims.",
         "models": "List, describe and verify the bundled models.",

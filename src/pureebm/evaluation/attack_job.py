@@ -59,6 +59,8 @@ class AttackSettings:
     cache: Annotated[Path | None, "folder that keeps trained surrogates"] = None
     device: Annotated[str, "where to compute"] = "cpu"
     verify: Annotated[bool, "train small victims with and without the poison"] = False
+    victim: Annotated[str, "network of these victims"] = "small-resnet"
+    victim_epochs: Annotated[int | None, "passes of their training; None: the recipe's"] = None
     overwrite: Annotated[bool, "replace an earlier target"] = False
 
 
@@ -109,9 +111,16 @@ def run_attack(
     if settings.verify:
         extractor = attacker.extractors[0] if attacker.extractors else None
         record["verified"] = verify(
-            poisoned, world.train, world.test, extractor=extractor, seed=settings.seed, device=settings.device,
+            poisoned,
+            world.train,
+            world.test,
+            network=settings.victim,
+            epochs=settings.victim_epochs,
+            extractor=extractor,
+            seed=settings.seed,
+            device=settings.device,
             report=report,
-        )  # fmt: skip
+        )
     record["seconds"] = round(time.perf_counter() - began, 3)
     return _write(opened, there, world, poisoned, record, overwrite=settings.overwrite)
 

@@ -24,7 +24,7 @@ ENERGY_COLORS = {"clean": "#5b6570", "poisoned": "#b3261e", "purified": OURS}
 def success_plot(rows: Sequence[Row]) -> Markup | None:
     """Natural accuracy over poison success, a point for each defense; None where no row has both.
 
-    Ours are filled, quoted figures hollow and grey; the dotted line is the floor, bars are the 95 % intervals.
+    Ours are filled, quoted figures hollow; the dotted line is the floor, bars are the 95 % intervals.
     """
     own = [row for row in rows if row["poison_success"] is not None and row["natural_accuracy"] is not None]
     if not own:
@@ -43,17 +43,17 @@ def success_plot(rows: Sequence[Row]) -> Markup | None:
         axes.margins(0.08)
         axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
 
-    return _svg(draw, width=7.2, height=max(3.4, 0.5 + 0.21 * (len(own) + 1)), right=0.62)
+    return _svg(draw, width=5.8, height=max(3.2, 0.5 + 0.2 * (len(own) + 1)), right=0.66)
 
 
 def _point(axes: Axes, row: Row, marker: str) -> None:
     x, y = 100 * row["poison_success"], 100 * row["natural_accuracy"]
-    color = SOFT if row["quoted"] else COLORS.get(row["defence"].split("-")[0].split(":")[0], INK)
+    color = COLORS.get(row["defence"].split("-")[0].split(":")[0], INK)
     interval = row.get("poison_success_interval")
     if interval is not None and interval[0] < interval[1]:
         low, high = (100 * end for end in interval)
         axes.plot([low, high], [y, y], color=color, alpha=0.35, linewidth=1.4, zorder=1)
-    label = row["defence"] + (" † (quoted)" if row["quoted"] else "")
+    label = row["defence"] + (" †" if row["quoted"] else "")
     face = "none" if row["quoted"] else color
     axes.plot(
         [x], [y], marker, color=color, markerfacecolor=face, markersize=7, linestyle="none", label=label, zorder=2

@@ -58,7 +58,7 @@ class TriggerSet:
 
 
 SETS: Mapping[str, TriggerSet] = MappingProxyType(
-    {"tune": TriggerSet((1, 4, 8), 10), "report": TriggerSet((2, 5, 7), 20)}
+    {"tune": TriggerSet((1, 4, 8), 10), "report": TriggerSet((0, 3, 9), 30)}
 )
 
 
@@ -69,7 +69,6 @@ class QuickConfig:
     n_train: Annotated[int, "training images, a fixed random subset"] = 20_000
     n_poisons: Annotated[int, "of them, images of the target class that carry the trigger"] = 200
     joint: Annotated[bool, "poison all classes of the set in one victim: a third of the time"] = False
-    scale: Annotated[int, "times the trigger, in training and at test time: 2 makes 16/255 of 8/255"] = 1
     recipe: ClassifierConfig = field(default_factory=ClassifierConfig)
     attack: NarcissusConfig = field(default_factory=NarcissusConfig)
 
@@ -143,7 +142,7 @@ class QuickData:
 
 
 def load_triggers(
-    name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig, *, scale: int = 1
+    name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig
 ) -> list[Trigger]:
     """The triggers of a set, from `folder` or made (minutes) and stored there as .npy of (3, 32, 32)."""
     triggers, surrogate, public = [], None, None
@@ -157,8 +156,8 @@ def load_triggers(
             pattern = make_trigger(surrogate, mine, public, config, train=train_small, seed=seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, pattern.numpy(), allow_pickle=False)
-        pattern = scale * torch.from_numpy(np.load(path, allow_pickle=False))
-        triggers.append(Trigger(path.stem + (f"-x{scale}" if scale > 1 else ""), target, pattern, SETS[name].seed))
+        pattern = torch.from_numpy(np.load(path, allow_pickle=False))
+        triggers.append(Trigger(path.stem, target, pattern, SETS[name].seed))
     return triggers
 
 
@@ -277,7 +276,7 @@ def run_quick(
 
     The clean victim of each seed comes first, since every card holds its floor.
     """
-    triggers = load_triggers(trigger_set, data, out / "triggers", config.attack, scale=config.scale)
+    triggers = load_triggers(trigger_set, data, out / "triggers", config.attack)
     groups = [triggers] if config.joint else [[trigger] for trigger in triggers]
     cards = []
     for seed in seeds:
@@ -379,7 +378,7 @@ def _card(defense: Defense, config: QuickConfig, *, seed: int, seconds: tuple[fl
     return {
         "suite": "quick",
         "attack": "narcissus",
-        "eps": config.attack.eps * config.scale,
+        "eps": config.attack.eps,
         "budget": config.n_poisons / config.n_train,
         "data": f"cifar10-{config.n_train}" + ("-joint" if config.joint else ""),
         "victim": f"small-resnet, {config.recipe.epochs} epochs",

@@ -71,12 +71,20 @@ def _section(title: str, rows: Sequence[Row], cards: Sequence[JSON], cache: Path
             {"cells": cells(row), "kind": _row_kind(row), "first": before is not None and _part(before) != _part(row)}
             for before, row in zip([None, *rows], rows, strict=False)
         ],
-        "plot": success_plot([row for row in rows if row["attack"] != "none"]),
+        "plots": _plots([row for row in rows if row["attack"] != "none"]),
         "sources": sources(rows),
         "flips": _flips(rows),
         "exhibits": exhibits,
         "command": own[0]["command"].partition(" --only ")[0] if own else None,
     }
+
+
+def _plots(rows: Sequence[Row]) -> list[JSON]:
+    """Ours, and beside it what was published: on axes of its own, since other victims reach other accuracies."""
+    parts = {"Measured here": [row for row in rows if not row["quoted"]]}
+    parts["† As published"] = [row for row in rows if row["quoted"]]
+    drawn = [{"name": name, "svg": success_plot(part)} for name, part in parts.items()]
+    return [plot for plot in drawn if plot["svg"] is not None]
 
 
 def _flips(rows: Sequence[Row]) -> str | None:

@@ -33,7 +33,16 @@ from pureebm.evaluation.defenses import Defense, find_defense
 from pureebm.evaluation.metrics import accuracy, mean_l2, psnr, triggered_rates
 from pureebm.evaluation.scenarios import AimedAt, Scenario, Suite, digest
 from pureebm.evaluation.store import set_hash
-from pureebm.evaluation.victims import Bench, attack_settings, clean_victim, craft, regime, train_victim, victim_label
+from pureebm.evaluation.victims import (
+    Bench,
+    attack_settings,
+    clean_victim,
+    craft,
+    regime,
+    settled_precision,
+    train_victim,
+    victim_label,
+)
 from pureebm.training.classifier import predict
 from pureebm.types import JSON
 
@@ -245,6 +254,7 @@ class Runner:
             "command": shlex.join(["pureebm", "bench", "run", "--suite", self.asked, "--only", job.name]),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": self.device,
+            "precision": settled_precision(self.bench),
             **provenance(),
         }
 
@@ -269,8 +279,8 @@ def clean_key(scenario: Scenario) -> str:
 
 
 def identity(defense: Defense) -> str:
-    """A short hash of a defense's settings, without where and how exactly it computes."""
-    return digest(_without(defense.settings(), ("device", "precision")))[:8]
+    """A short hash of a defense's settings, without where and how exactly it computes, and without words."""
+    return digest(_without(defense.settings(), ("device", "precision", "intended_use", "limits")))[:8]
 
 
 def goal_rates(

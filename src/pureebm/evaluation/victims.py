@@ -90,7 +90,7 @@ def clean_victim(scenario: Scenario, clean: LabeledSet, *, seed: int, bench: Ben
         "recipe": asdict(recipe_of(scenario)),
         "set": set_hash(clean),
         "seed": seed,
-        "precision": _settled(bench),
+        "precision": settled_precision(bench),
     }
     empty = _build(scenario.victim, clean, seed=seed)
     found, cost = bench.store.network(
@@ -190,7 +190,7 @@ class Surrogates:
             ).cpu()
 
         made_of = {"network": name, "recipe": asdict(recipe), "set": set_hash(data), "seed": seed}
-        made_of |= {"start": None if start is None else _weights_hash(start), "precision": _settled(bench)}
+        made_of |= {"start": None if start is None else _weights_hash(start), "precision": settled_precision(bench)}
         found, _ = bench.store.network(made_of, empty(), train)
         assert isinstance(found, Classifier)
         return found.to(bench.device).eval().requires_grad_(False)
@@ -243,7 +243,8 @@ def _build(name: str, data: LabeledSet, *, seed: int) -> Classifier:
     return build_network(name, data.n_classes, size=data.images.shape[1], seed=seed)
 
 
-def _settled(bench: Bench) -> str:
+def settled_precision(bench: Bench) -> str:
+    """What "auto" means on the bench's device."""
     return settle_precision(bench.precision, torch.device(bench.device))
 
 

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.networks import replace_head
-from pureebm.data.augment import PAD
+from pureebm.data.augment import PAD, Augmentation
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import DivergedError, InputError
 from pureebm.purify.stages import has_fast_bfloat16
-from pureebm.training.augmentation import Augmentation
 from pureebm.training.workers import Workers
 
 _FEATURE_BATCH = 500

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pureebm.data.base import Pixels, Source
+from pureebm.data.base import Source
+from pureebm.data.labels import square
 from pureebm.data.open import open_source
 from pureebm.errors import InputError
 from pureebm.types import JSON
@@ -72,21 +72,6 @@ def _decode(source: Source, size: int, report: Callable[[str], None]) -> Images:
     if not parts:
         raise InputError(f"{source.path}: none of its {len(source)} images can be read; `pureebm score` says why")
     return np.concatenate(parts)
-
-
-def square(pixels: Pixels, size: int) -> Images:
-    """(H, W, 3) -> (size, size, 3) uint8 by area averaging; a longer side is first cut at its centre."""
-    if pixels.dtype == np.uint16:
-        pixels = np.round(pixels / 257).astype(np.uint8)
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side], np.uint8)
-    if side == size:
-        return cut
-    image = Image.fromarray(cut)
-    if side % size == 0:
-        return np.asarray(image.reduce(side // size))
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
 def _write_array(path: Path, images: Images) -> None:

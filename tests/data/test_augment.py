@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pureebm.data.augment import augment
+from pureebm.data.augment import Augmentation
 from pureebm.errors import InputError
-from pureebm.training.augmentation import Augmentation
 
 
 def images(n: int = 64) -> Tensor:
@@ -18,10 +17,6 @@ def images(n: int = 64) -> Tensor:
 
 def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_by_default_it_is_the_common_augmentation_to_the_bit() -> None:
-    assert Augmentation().apply(images(), generator()).equal(augment(images(), generator()))
 
 
 def test_nothing_asked_for_draws_nothing_and_changes_nothing() -> None:

@@ -1,0 +1,91 @@
+"""The attacker's means of the command: held-out images, surrogates that are trained once, extractors from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.attacks.worlds import accuracy, textures
+
+from pureebm.attacks import badnets, bullseye_polytope
+from pureebm.attacks.base import LabeledSet
+from pureebm.attacks.storage import load_attack
+from pureebm.classifiers.networks import build_network
+from pureebm.classifiers.weights import save_classifier
+from pureebm.errors import InputError
+from pureebm.evaluation.attack_job import AttackSettings, Surrogates, hold_out, run_attack
+from pureebm.evaluation.store import Store
+
+DATA = textures(120, seed=0)
+
+
+def stored(path: Path, data: LabeledSet = DATA) -> Path:
+    np.savez(path, images=data.images.numpy(), labels=data.labels.numpy())
+    return path
+
+
+def test_a_tenth_is_held_out_by_the_seed_and_the_rest_is_the_rest() -> None:
+    held_out, rest = hold_out(57, seed=0)
+    assert len(held_out) == 6
+    assert torch.cat([held_out, rest]).sort().values.equal(torch.arange(57))
+    assert held_out.equal(hold_out(57, seed=0)[0]) and not held_out.equal(hold_out(57, seed=1)[0])
+    assert [len(part) for part in hold_out(2, seed=0)] == [1, 1]
+    with pytest.raises(InputError, match="1 images are too few"):
+        hold_out(1, seed=0)
+
+
+def test_a_surrogate_is_trained_once_frozen_and_the_same_with_its_seed(tmp_path: Path) -> None:
+    told: list[str] = []
+    surrogates = Surrogates("small-resnet", epochs=3, store=Store(tmp_path), report=told.append)
+    first, again, other = (surrogates(DATA, seed=seed) for seed in (0, 0, 1))
+    assert len(told) == 2  # the second one was found
+    assert not first.training and not any(p.requires_grad for p in first.parameters())
+    weights = [net.head.weight for net in (first, again, other)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
+    assert surrogates(DATA, seed=0, epochs=4).head.weight.ne(weights[0]).any()
+    assert Surrogates("small-resnet", epochs=3)(DATA, seed=0).head.weight.equal(weights[0])  # without a store
+    assert accuracy(first, DATA) > 0.5
+
+
+def test_a_surrogate_goes_on_from_a_start_that_stays_as_it_was(tmp_path: Path) -> None:
+    surrogates = Surrogates("small-resnet", epochs=1, store=Store(tmp_path))
+    start = surrogates(DATA, seed=0)
+    before = start.head.weight.clone()
+    further = surrogates(DATA, seed=1, start=start, peak_rate=1e-3)
+    assert start.head.weight.equal(before) and not start.head.weight.requires_grad
+    change = (further.head.weight - before).abs().max()
+    assert 0 < change < 0.1  # a small rate from there, no fresh initialization
+
+
+def test_an_extractor_from_a_file_serves_a_transfer_attack_and_its_verification(tmp_path: Path) -> None:
+    network = build_network("small-resnet", 4, size=16, seed=0)
+    save_classifier(tmp_path / "net.safetensors", network, {"network": "small-resnet", "n_classes": 4, "size": 16})
+    config = bullseye_polytope.Config(n_steps=2, eps=16)
+    settings = AttackSettings(extractors=(tmp_path / "net.safetensors",), verify=True)
+    source, target = stored(tmp_path / "set.npz"), tmp_path / "out.npz"
+    record = run_attack("bullseye-polytope", source, target, config, settings)
+    assert record["verified"]["victim"]["recipe"] == "linear-transfer"
+    assert load_attack(target).record["poisons"]["count"] == 11
+
+
+def test_test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
+    paths = []
+    for name, classes in (("a", ["x", "y"]), ("b", ["x", "z"])):
+        paths.append(tmp_path / f"{name}.npz")
+        labels = np.array(classes * 60)
+        np.savez(paths[-1], images=DATA.images.numpy(), labels=labels)
+    with pytest.raises(InputError, match="has the classes x, z, but .* has x, y"):
+        run_attack("badnets", paths[0], tmp_path / "out.npz", badnets.Config(), AttackSettings(test=paths[1]))
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_gray_images_stay_gray_and_within_the_budget(tmp_path: Path) -> None:
+    gray = DATA.images[:, :, :, 0].numpy()
+    np.savez(tmp_path / "set.npz", images=gray, labels=DATA.labels.numpy())
+    run_attack("badnets", tmp_path / "set.npz", tmp_path / "out.npz", badnets.Config(), AttackSettings())
+    after = np.load(tmp_path / "out.npz")["images"]
+    rows = load_attack(tmp_path / "out.npz").rows
+    assert after.shape == gray.shape and (after[rows, -3:, -3:] == 255).all()
+    assert (after[:, :-3] == gray[:, :-3]).all()
