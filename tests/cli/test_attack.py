@@ -221,6 +221,8 @@ def test_an_existing_target_stays_unless_it_is_ours_and_overwritten(pureebm, fol
         (["--patch-size", "40"], "does not fit"),
         (["--test", "nowhere.npz"], "nowhere.npz"),
         (["--device", "abacus"], "--device 'abacus' is not here"),
+        (["--surrogate", "resnet17"], "did you mean 'resnet18'"),
+        (["--victim", "resnet17"], "unknown network 'resnet17'"),
         (["--extractor", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
 )

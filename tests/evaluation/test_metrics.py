@@ -19,6 +19,7 @@ from pureebm.evaluation.metrics import (
     psnr,
     survival,
     triggered_rates,
+    wilson_interval,
 )
 
 
@@ -114,3 +115,18 @@ def test_the_interval_of_equal_values_is_a_point_and_of_one_value_unknown() -> N
     assert bootstrap_interval([0.25]) is None
     with pytest.raises(InputError, match="between 0 and 1, got 95"):
         bootstrap_interval([0.1, 0.2], level=95)
+
+
+def test_wilsons_interval_solves_its_equation_and_covers_as_it_promises() -> None:
+    # Its ends p solve |k/n - p| = z sqrt(p (1 - p) / n).
+    for k, n in ((0, 10), (3, 10), (10, 10), (1, 48)):
+        for end in wilson_interval(k, n):
+            if 0 < end < 1:
+                assert abs(k / n - end) == pytest.approx(1.959964 * (end * (1 - end) / n) ** 0.5)
+    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
+    covered = sum(
+        comb(20, k) * 0.3**k * 0.7 ** (20 - k)
+        for k in range(21)
+        if wilson_interval(k, 20)[0] <= 0.3 <= wilson_interval(k, 20)[1]
+    )
+    assert 0.92 < covered < 0.99

@@ -26,7 +26,7 @@ from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
 from pureebm.attacks.registry import find_attack
 from pureebm.attacks.storage import RECORD_NAME, StoredAttack, describe_goal, save_attack
 from pureebm.classifiers.base import Classifier
-from pureebm.classifiers.networks import build_network
+from pureebm.classifiers.networks import build_network, check_network_name
 from pureebm.classifiers.weights import load_classifier
 from pureebm.data.base import Loaded, Result, Sink, Source, Stored
 from pureebm.data.labels import read_labeled_source
@@ -86,6 +86,8 @@ def run_attack(
         InputError: source, target, means or config are refused; nothing was written.
     """
     began, entry, opened = time.perf_counter(), find_attack(name), open_source(source)
+    for network in (settings.surrogate, settings.victim):
+        check_network_name(network)
     there = _check_places(opened, target, overwrite=settings.overwrite)
     world = _World.read(source, settings)
     attacker = _attacker(world, settings, report)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from pureebm.evaluation.metrics import bootstrap_interval
+from pureebm.evaluation.metrics import bootstrap_interval, wilson_interval
 from pureebm.types import JSON
 
 Row = dict[str, Any]
@@ -28,8 +28,8 @@ CONTRACT = (
 LEGEND = (
     "Natural accuracy (also: clean accuracy, ACC): share of untouched test images read right.",
     "Poison success (also: PSR, attack success rate, ASR): share of triggered test images of other classes that are "
-    "read as the target class, or share of targets read as the attacker wants; mean ± spread over goals, with the 95 % "
-    "bootstrap interval of the mean. Near the floor is good.",
+    "read as the target class, or share of targets read as the attacker wants; mean ± spread over goals, and the 95 % "
+    "interval of the mean (bootstrap over classes; Wilson's for targets). Near the floor is good.",
     "Max: the worst class. Floor: the same rate for the victim of the clean, undefended set (ordinary confusions).",
     "True class (also: robust accuracy, RA): share of triggered images, or of targets, still read as what they show.",
     "No attack: what the defense costs when nothing is wrong. All rates are in %. Runs: victims trained. PSNR: of the "
@@ -59,12 +59,19 @@ def _row(cards: Sequence[JSON]) -> Row:
         row[key] = _mean(_by_goal(cards, key))
     row |= {"key": first["key"], "clean_key": first["clean_key"], "regime": first["regime"], "kind": first["kind"]}
     row |= {"goals": len(natural), "poison_success_seed_sd": _spread(list(success.values()))}
-    row["poison_success_interval"] = bootstrap_interval(_means(success))
+    row["poison_success_interval"] = _interval(_means(success), first["kind"])
     row["natural_accuracy_interval"] = bootstrap_interval(_means(natural))
     row["flipped"] = sum(
         card["kind"] == "targets" and card["poison_success"] == 1 == card["clean_still_true"] for card in cards
     )
     return row
+
+
+def _interval(means: Sequence[float], kind: str) -> tuple[float, float] | None:
+    """Of their mean: Wilson's for targets, which are hit or not; else the bootstrap's over goals."""
+    if kind == "targets" and means and set(means) <= {0.0, 1.0}:
+        return wilson_interval(round(sum(means)), len(means))
+    return bootstrap_interval(means)
 
 
 def _by_goal(cards: Sequence[JSON], key: str) -> dict[str, list[float]]:

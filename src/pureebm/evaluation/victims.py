@@ -64,9 +64,7 @@ def regime(scenario: Scenario) -> str:
 
 def victim_label(scenario: Scenario) -> str:
     """The victim as tables name it."""
-    kind, epochs = regime(scenario), recipe_of(scenario).epochs
-    how = f"{scenario.recipe}, {epochs} epochs"
-    return f"{scenario.victim}, {how}" if kind == "scratch" else f"{scenario.victim}, {kind}, {how}"
+    return f"{scenario.victim}, {scenario.recipe}, {recipe_of(scenario).epochs} epochs"
 
 
 def train_victim(
