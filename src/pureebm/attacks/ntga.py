@@ -8,7 +8,7 @@ trained for the time t. Theta is its neural tangent kernel, in closed form and f
 (five Erf layers) or a convolutional one (two 5 x 5 convolutions of stride 2, two dense layers, ReLU). The set is
 attacked in blocks, each as if it were all of the training set.
 
-Source: Yuan and Wu, arXiv 2105.09022; kernels as Jacot et al., arXiv 1806.07572, and Novak et al., arXiv 1912.02803,
+Source: Yuan and Wu, ICML 2021; kernels as Jacot et al., arXiv 1806.07572, and Novak et al., arXiv 1912.02803,
 with the constants of the authors' code: weights of variance 1.76, biases of 0.18^2, diagonal regularization of 1e-4 of
 the mean, 10 steps of 1.1 eps / 10, t = 4096 (fully connected) and 8 (convolutional) on CIFAR-10, blocks of 512.
 Differs: the authors' loop begins each of its 10 iterations at the clean images with the full eps, and so takes a

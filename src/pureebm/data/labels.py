@@ -13,7 +13,7 @@ All is held in memory: 3 KB an image of 32 px.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,20 @@ def read_labeled_source(
     _refuse_bad_labels(source, labels[:n], names)
     images, ids = _images(source, n, size)
     return images, torch.from_numpy(labels[:n].copy()), names, ids
+
+
+def label_key(source: NpzSource | ParquetSource) -> str:
+    """The name of the array or column that holds the labels. Raises `InputError`, listing what is there, for none."""
+    if isinstance(source, NpzSource):
+        members = {m.key: m for m in source.members if m is not source.images and m.shape[:1] == (len(source),)}
+        numbers = [key for key, m in members.items() if m.dtype.kind in "iu" and m.shape[1:] in ((), (1,))]
+        return _choose(members, numbers, source.path, [member.describe() for member in source.members])
+    schema = source.files[0].schema
+    classes = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
+    if classes:
+        return min(classes, key=lambda name: KEYS.index(name) if name in KEYS else len(KEYS))
+    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    return _choose(schema.names, numbers, source.path, schema.names)
 
 
 def square(pixels: Pixels, size: int) -> NDArray[np.uint8]:
@@ -158,9 +172,7 @@ def _folder_labels(source: FolderSource) -> tuple[Labels, list[str]]:
 
 
 def _npz_labels(source: NpzSource) -> tuple[Labels, list[str] | None]:
-    members = {m.key: m for m in source.members if m is not source.images and m.shape[:1] == (len(source),)}
-    numbers = [key for key, m in members.items() if m.dtype.kind in "iu" and m.shape[1:] in ((), (1,))]
-    key = _choose(members, numbers, str(source.path), [member.describe() for member in source.members])
+    key = label_key(source)
     with np.load(source.path, allow_pickle=False) as arrays:
         values = arrays[key]
         named = next((arrays[name] for name in NAME_KEYS if name in arrays and arrays[name].dtype.kind == "U"), None)
@@ -210,13 +222,7 @@ def _cifar_names(root: Path) -> list[str] | None:
 
 
 def _parquet_labels(source: ParquetSource) -> tuple[Labels, list[str] | None]:
-    schema = source.files[0].schema
-    features = _features(schema)
-    classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    columns = [field.name for field in schema]
-    ordered = sorted(classes, key=lambda name: KEYS.index(name) if name in KEYS else len(KEYS))
-    key = ordered[0] if ordered else _choose(columns, numbers, str(source.path), columns)
+    key = label_key(source)
     try:
         values = [value for file in source.files for value in _column(file, key)]
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -227,7 +233,7 @@ def _parquet_labels(source: ParquetSource) -> tuple[Labels, list[str] | None]:
         return _numbered(values)
     if not all(isinstance(value, int) for value in values):
         raise InputError(f"{source.path}: the column {key!r} must hold whole numbers or names, one an image")
-    names = features.get(key, {}).get("names")
+    names = _features(source.files[0].schema).get(key, {}).get("names")
     return np.array(values, np.int64), list(map(str, names)) if isinstance(names, list) else None
 
 
@@ -245,7 +251,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _choose(names: Sequence[str] | dict[str, Any], numbers: Sequence[str], where: str, found: Sequence[str]) -> str:
+def _choose(names: Collection[str], numbers: Sequence[str], where: Path, found: Sequence[str]) -> str:
     """The name of `KEYS` that is there, else the only one of whole numbers."""
     key = next((key for key in KEYS if key in names), None)
     if key is None and len(numbers) == 1:

@@ -38,7 +38,8 @@ class ParquetFile:
                 self.n_rows: int = file.metadata.num_rows
                 groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
                 self.group_rows = [group.num_rows for group in groups]
-                self.codec = groups[0].column(0).compression if groups and groups[0].num_columns else "SNAPPY"
+                codec = groups[0].column(0).compression if groups and groups[0].num_columns else "SNAPPY"
+                self.codec = "NONE" if codec == "UNCOMPRESSED" else codec  # as a writer takes it
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: cannot be read as Parquet ({_first_line(error)}); is it damaged?") from error
         self.columns = image_columns(self.schema)
@@ -214,7 +215,7 @@ class ParquetSink:
         file, offset = self._source.files[index], self._source.starts[index]
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._staging / "assembled"
-        with pq.ParquetWriter(aside, file.schema, compression=_codec(file.codec)) as writer:
+        with pq.ParquetWriter(aside, file.schema, compression=file.codec) as writer:
             for start, batch in file.batches():
                 changed = cells.exchange(batch, offset + start, file.column)
                 if changed.num_rows:
@@ -310,10 +311,6 @@ def _named_images(schema: pa.Schema) -> set[str]:
         return {name for name, feature in features.items() if feature.get("_type") == "Image"}
     except (ValueError, KeyError, TypeError, AttributeError):
         return set()
-
-
-def _codec(codec: str) -> str:
-    return "NONE" if codec == "UNCOMPRESSED" else codec
 
 
 def _first_line(error: Exception) -> str:

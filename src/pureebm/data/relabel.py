@@ -29,9 +29,9 @@ from pureebm.data.base import Source
 from pureebm.data.cifar import BinaryFile, CifarSource
 from pureebm.data.durable import sync_tree, write_file
 from pureebm.data.folder import FolderSource
-from pureebm.data.labels import KEYS, _choose, _features
+from pureebm.data.labels import label_key
 from pureebm.data.npz import NpzSource
-from pureebm.data.parquet import BATCH_ROWS, ParquetSource, _codec
+from pureebm.data.parquet import BATCH_ROWS, ParquetSource
 from pureebm.data.unpickle import dumps, loads
 from pureebm.errors import InputError
 
@@ -81,9 +81,7 @@ def _move(target: Path, source: FolderSource, folders: Mapping[int, str]) -> dic
 
 
 def _relabel_npz(target: Path, source: NpzSource, changes: Mapping[int, int], names: Sequence[str] | None) -> None:
-    members = {m.key: m for m in source.members if m is not source.images and m.shape[:1] == (len(source),)}
-    numbers = [key for key, m in members.items() if m.dtype.kind in "iu" and m.shape[1:] in ((), (1,))]
-    key = _choose(members, numbers, str(source.path), list(members))
+    key = label_key(source)
     with np.load(target, allow_pickle=False) as arrays:
         values = arrays[key]
     for index, label in changes.items():
@@ -140,21 +138,14 @@ def _relabeled_pickle(path: Path, changes: Mapping[int, int]) -> Any:
 def _relabel_parquet(
     target: Path, source: ParquetSource, changes: Mapping[int, int], names: Sequence[str] | None
 ) -> None:
-    schema = source.files[0].schema
-    classes = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
-    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    key = _label_column(classes) if classes else _choose(schema.names, numbers, str(source.path), schema.names)
+    key = label_key(source)
     for which, file in enumerate(source.files):
         start, stop = source.starts[which : which + 2]
         mine = {index - start: label for index, label in changes.items() if start <= index < stop}
         path = target if source.single_file else target / file.name
         if mine:
             with open(path, "rb") as old:  # its bytes stay there until the new file takes its name
-                write_file(path, _exchange_column(old, key, mine, names, _codec(file.codec)))
-
-
-def _label_column(classes: Sequence[str]) -> str:
-    return sorted(classes, key=lambda name: KEYS.index(name) if name in KEYS else len(KEYS))[0]
+                write_file(path, _exchange_column(old, key, mine, names, file.codec))
 
 
 def _exchange_column(

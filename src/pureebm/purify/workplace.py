@@ -30,6 +30,10 @@ from pureebm.errors import InputError, MismatchError
 from pureebm.purify.manifest import RECORD_NAME, Journal, write_json
 from pureebm.types import JSON
 
+OUR_RECORDS = (RECORD_NAME, "pureebm-attack.json")
+"""A folder that holds one of these was made here and may be replaced. (`attacks.storage` says the second; a test
+compares.)"""
+
 
 def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
     """The target's real path; `InputError` where writing there would be wrong or destroy what is not ours."""
@@ -49,11 +53,15 @@ def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
             f"the target has the kind of the source: name it {target.stem}{here.suffix}, not {target.name}"
         )
     if not overwrite and exists(there):
-        what = "exists and is complete" if record_path(there, source.single_file).is_file() else "exists"
+        what = "exists and is complete" if _is_ours(side_folder(there, source.single_file)) else "exists"
         raise InputError(f"the target {target} {what}; name another, or replace it with --overwrite")
-    if overwrite and exists(there) and there.is_dir() and not (there / RECORD_NAME).is_file():
-        raise InputError(f"{target} holds no {RECORD_NAME}, so it is not ours to overwrite; remove it yourself")
+    if overwrite and exists(there) and there.is_dir() and not _is_ours(there):
+        raise InputError(f"{target} holds no {' or '.join(OUR_RECORDS)}: not ours to overwrite; remove it yourself")
     return there
+
+
+def _is_ours(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in OUR_RECORDS)
 
 
 def exists(target: Path) -> bool:

@@ -1,0 +1,244 @@
+"""A data set on disk before and after an attack: read it, write the same set with poisons in their places.
+
+The target has the source's kind, names, order and sizes. Every item is stored the same way, poisoned or not, so that
+the files do not tell which are which. Beside them stands the record (`attacks.storage`). It appears by one rename.
+Where the poisons come from is not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pureebm.attacks.base import AvailabilityGoal, LabeledSet, Poisoned, TriggerGoal
+from pureebm.attacks.storage import StoredAttack, describe_goal, save_attack
+from pureebm.classifiers.base import Classifier
+from pureebm.classifiers.weights import load_extractor
+from pureebm.data.base import Loaded, Result, Sink, Source, Stored
+from pureebm.data.labels import read_labeled_source
+from pureebm.data.open import open_source
+from pureebm.data.relabel import relabel
+from pureebm.errors import InputError
+from pureebm.evaluation.cards import provenance
+from pureebm.evaluation.verify import verify
+from pureebm.purify.workplace import Workplace, check_places
+from pureebm.types import JSON
+
+CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoisonSettings:
+    """What poisoning a data set needs, wherever the poisons come from."""
+
+    seed: Annotated[int, "of every draw"] = 0
+    test: Annotated[Path | None, "labeled images of the same classes, for targets and for verifying"] = None
+    extractors: Annotated[tuple[Path, ...], "trained classifiers, for transfer learning"] = ()
+    extractor_network: Annotated[str | None, "which network a published checkpoint is; None: resnet18"] = None
+    device: Annotated[str, "where to compute"] = "cpu"
+    verify: Annotated[bool, "train small victims with and without the poison"] = False
+    victim: Annotated[str, "network of these victims"] = "small-resnet"
+    victim_epochs: Annotated[int | None, "passes of their training; None: the recipe's"] = None
+    overwrite: Annotated[bool, "replace an earlier target"] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSet:
+    """A labeled data set on disk.
+
+    whole: all its images. ids, names: of the items, of the classes. held_out: (H,) int64, images that no victim may
+    train on. test: what is misread or measured, if there is any.
+    """
+
+    source: Source
+    whole: LabeledSet
+    ids: list[str]
+    names: list[str] | None
+    test: LabeledSet | None
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def read(cls, path: Path, *, test: Path | None = None, limit: int | None = None) -> SourceSet:
+        """Raises `InputError` where one cannot be read, or the test set has other classes."""
+        images, labels, names, ids = read_labeled_source(path, limit=limit)
+        others = None if test is None else read_labeled_source(test)
+        if names and others and others[2] and names != others[2]:
+            raise InputError(f"{test} has the classes {', '.join(others[2][:10])}, but {path} has {', '.join(names[:10])}")
+        highest = max(int(labels.max()), int(others[1].max()) if others else 0)
+        n_classes = len(names) if names else highest + 1
+        test_set = LabeledSet(others[0], others[1], n_classes) if others else None
+        whole = LabeledSet(images, labels, n_classes)
+        return cls(source=open_source(path), whole=whole, ids=ids, names=names, test=test_set)
+
+    @property
+    def rows(self) -> Tensor:
+        """Places of the training images, ascending: all that are not held out."""
+        kept = torch.ones(len(self.whole), dtype=torch.bool)
+        kept[self.held_out] = False
+        return kept.nonzero().squeeze(1)
+
+    def part(self, rows: Tensor) -> LabeledSet:
+        """The images of some rows, copied; of all, the set itself."""
+        if len(rows) == len(self.whole):
+            return self.whole
+        return replace(self.whole, images=self.whole.images[rows], labels=self.whole.labels[rows])
+
+
+def load_extractors(settings: PoisonSettings, *, size: int) -> list[Classifier]:
+    """The trained classifiers of the settings, frozen. size: side of the images. Raises `InputError`."""
+    loaded = [load_extractor(path, network=settings.extractor_network, size=size)[1] for path in settings.extractors]
+    return [network.to(settings.device).requires_grad_(False) for network in loaded]
+
+
+def check_target(path: Path, target: Path, *, overwrite: bool) -> Path:
+    """The target's real path; `InputError` where writing there would be wrong."""
+    return check_places(open_source(path), target, overwrite=overwrite)
+
+
+def write_poisoned(
+    data: SourceSet,
+    target: Path,
+    poisoned: Poisoned,
+    about: JSON,
+    settings: PoisonSettings,
+    *,
+    began: float,
+    extractors: Sequence[Classifier] = (),
+    report: Callable[[str], None] = lambda line: None,
+    command: str = "",
+) -> JSON:
+    """Verify the poisons if that is wanted, store the poisoned set, and return the record that stands beside it.
+
+    Args:
+        target: as `check_target` gave it.
+        poisoned: its rows count in the whole set.
+        about: the record's beginning: where the poisons come from.
+        began: `time.perf_counter()` when the work on it began.
+        extractors: where there are any, the victims are the first of them with a fresh head.
+        report: told of progress in words.
+        command: what makes the same target again; recorded.
+    """
+    record: JSON = {
+        **about,
+        "kind": _kind(poisoned),
+        "clean_label": poisoned.labels.equal(data.whole.labels[poisoned.rows]),
+        "seed": settings.seed,
+        "settings": {key: _plain(value) for key, value in dataclasses.asdict(settings).items()},
+        "source": {"path": str(data.source.path), **data.source.describe()},
+        "target": str(target),
+        "class_names": data.names,
+        "n_classes": data.whole.n_classes,
+        "images": len(data.ids),
+        "held_out": [data.ids[row] for row in data.held_out.tolist()],
+        "command": command,
+        **provenance(),
+    }
+    if settings.verify:
+        record["verified"] = _verified(data, poisoned, settings, extractors, report)
+    record["seconds"] = round(time.perf_counter() - began, 3)
+    _write(data, target, poisoned, record, overwrite=settings.overwrite)
+    return record
+
+
+def _verified(
+    data: SourceSet,
+    poisoned: Poisoned,
+    settings: PoisonSettings,
+    extractors: Sequence[Classifier],
+    report: Callable[[str], None],
+) -> JSON:
+    assert data.test is not None
+    return verify(
+        replace(poisoned, rows=torch.searchsorted(data.rows, poisoned.rows)),
+        data.part(data.rows),
+        data.test,
+        network=settings.victim,
+        epochs=settings.victim_epochs,
+        extractor=extractors[0] if extractors else None,
+        seed=settings.seed,
+        device=settings.device,
+        report=report,
+    )
+
+
+def _kind(poisoned: Poisoned) -> str:
+    if isinstance(poisoned.goal, AvailabilityGoal):
+        return "availability"
+    return "triggered" if isinstance(poisoned.goal, TriggerGoal) else "triggerless"
+
+
+@dataclass(slots=True)
+class _RelabelingSink:
+    """A sink whose assembled target gets the new labels before anybody sees it."""
+
+    inner: Sink
+    source: Source
+    changes: Mapping[int, int]
+    names: list[str] | None
+    moved: dict[int, str] = field(default_factory=dict)
+
+    def write(self, chunk: int, results: Sequence[Result]) -> list[Stored]:
+        return self.inner.write(chunk, results)
+
+    def assemble(self, target: Path, n_chunks: int) -> None:
+        self.inner.assemble(target, n_chunks)
+        self.moved = relabel(target, self.source, self.changes, self.names)
+
+
+def _write(data: SourceSet, target: Path, poisoned: Poisoned, record: JSON, *, overwrite: bool) -> None:
+    """Store the poisoned set and its record; the record gets the poisons' names and the goal."""
+    source, rows, n_images = data.source, poisoned.rows.tolist(), len(data.ids)
+    old, new = data.whole.labels[poisoned.rows], poisoned.labels
+    changes = {row: label for row, before, label in zip(rows, old.tolist(), new.tolist(), strict=True) if before != label}
+    pixels = dict(zip(rows, poisoned.images.numpy(), strict=True))
+    with Workplace(target) as place:
+        place.clean_up()
+        begun = place.recorded() or {}
+        plan = {"attack": record["attack"], "begun": time.time_ns()}  # never the same: a killed attack starts over
+        place.begin(lambda _: plan, (0, 1), overwrite=overwrite or "attack" in begun)
+        sink = _RelabelingSink(source.open_sink(place.staging), source, changes, data.names)
+        names: list[str] = []
+        for chunk, start in enumerate(range(0, n_images, CHUNK)):
+            results = [_result(item, pixels) for item in source.load(start, min(start + CHUNK, n_images))]
+            names += [stored.target_name for stored in sink.write(chunk, results)]
+
+        def write_side(side: Path) -> None:
+            record["poisons"] = {
+                "count": len(rows),
+                "relabeled": len(changes),
+                "ids": [data.ids[row] for row in rows],
+                "names": [sink.moved.get(row, names[row]) for row in rows],
+                "old_labels": old.tolist(),
+                "new_labels": new.tolist(),
+            }
+            record["goal"] = describe_goal(poisoned.goal)[0]
+            save_attack(side, StoredAttack(poisoned.goal, poisoned.rows, new, record), old_labels=old)
+
+        with place.finishing():
+            place.finish(sink, chunk + 1, write_side, single_file=source.single_file, overwrite=overwrite)
+
+
+def _result(loaded: Loaded, pixels: Mapping[int, Any]) -> Result:
+    """What is stored of an item: its own picture, or the poison in its place."""
+    picture, index = loaded.picture, loaded.item.index
+    if picture is None:
+        raise InputError(f"{loaded.item.id} has become unreadable: {loaded.error}")
+    if index in pixels:
+        if picture.pixels.dtype != np.uint8:
+            raise InputError(f"{loaded.item.id} has 16 bits a color; poisons have 8: convert the set first")
+        picture = replace(picture, pixels=pixels[index])
+    return Result(loaded.item, "purified", picture)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
