@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 JSON = dict[str, Any]
 """What `json.dumps` takes."""
@@ -36,6 +37,39 @@ class Stage(Protocol):
 
     def settings(self) -> JSON:
         """Everything that changes the result but the seed: it is recorded, and compared on resume."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """(N, H, W, 3) uint8 images and (N,) int64 labels, on the device of the training."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EpochData:
+    """What an epoch trains on. rows: those kept of the training data, None for all; images: all N of them, changed, or
+    None for the data's own."""
+
+    rows: Tensor | None = None
+    images: Tensor | None = None
+
+
+class TrainingDefense(Protocol):
+    """A defense that acts while a classifier is trained.
+
+    The network that it sees is in eval mode and must be left as it is. With several processes each has its own defense,
+    and all must decide the same.
+    """
+
+    def before_training(self, network: nn.Module, data: TrainingData, /) -> TrainingData:
+        """Called once, with the fresh network; what it returns is trained on."""
+        ...
+
+    def before_epoch(self, epoch: int, network: nn.Module, data: TrainingData, /) -> EpochData:
+        """Called before each epoch, counted from 0, with the data that `before_training` returned."""
         ...
 
 

@@ -152,6 +152,21 @@ def test_a_poisoned_set_is_an_ordinary_one_that_purify_takes(pureebm, npz, tiny_
     assert done.code == 0 and done.json["counts"]["purified"] == 120
 
 
+def test_purify_and_attack_replace_each_others_folders_but_no_foreign_one(pureebm, folder, tiny_model, tmp_path):
+    target, command = tmp_path / "out", ["purify", folder, tmp_path / "out", "--model", tiny_model]
+    assert pureebm("attack", "badnets", folder, target).code == 0
+    refused = pureebm(*command)
+    assert refused.code == 2 and "exists and is complete" in refused.err
+    assert load_attack(target).record["attack"] == "badnets"
+    assert pureebm(*command, "--overwrite").code == 0
+    assert (target / "pureebm-run.json").is_file() and not list(target.glob("pureebm-attack.*"))
+    assert pureebm("attack", "badnets", folder, target, "--overwrite").code == 0
+    assert load_attack(target).record["attack"] == "badnets" and not (target / "pureebm-run.json").exists()
+    (target / "pureebm-attack.json").unlink()
+    refused = pureebm(*command, "--overwrite")
+    assert refused.code == 2 and "holds no pureebm-run.json or pureebm-attack.json: not ours" in refused.err
+
+
 def test_verify_tells_success_and_floor_to_people_and_to_the_record(pureebm, npz, tmp_path):
     options = ["--patch-size", 5, "--budget", 0.3, "--verify", "--victim-epochs", 2]
     done = pureebm("attack", "badnets", npz, tmp_path / "out.npz", *options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pureebm.attacks.base import LabeledSet
 from pureebm.attacks.storage import load_attack
 from pureebm.classifiers.networks import build_network
 from pureebm.classifiers.weights import save_classifier
-from pureebm.errors import InputError
+from pureebm.errors import InputError, ModelError
 from pureebm.evaluation.attack_job import AttackSettings, Surrogates, hold_out, run_attack
 from pureebm.evaluation.store import Store
 
@@ -68,6 +69,21 @@ def test_an_extractor_from_a_file_serves_a_transfer_attack_and_its_verification(
     record = run_attack("bullseye-polytope", source, target, config, settings)
     assert record["verified"]["victim"]["recipe"] == "linear-transfer"
     assert load_attack(target).record["poisons"]["count"] == 11
+
+
+def test_a_published_checkpoint_is_an_extractor_if_its_network_is_named(tmp_path: Path) -> None:
+    network = build_network("small-resnet", 4, size=16, seed=0)
+    torch.save({"net": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "net.pth")
+    source, config = stored(tmp_path / "set.npz"), bullseye_polytope.Config(n_steps=2, eps=16)
+    unnamed = AttackSettings(extractors=(tmp_path / "net.pth",))
+    with pytest.raises(ModelError, match="net.pth.* do not fit the network"):  # a resnet18, if it is not said
+        run_attack("bullseye-polytope", source, tmp_path / "out.npz", config, unnamed)
+    named = replace(unnamed, extractor_network="small-resnet")
+    run_attack("bullseye-polytope", source, tmp_path / "out.npz", config, named)
+    save_classifier(tmp_path / "net.safetensors", network, {"network": "small-resnet", "n_classes": 4, "size": 16})
+    ours = AttackSettings(extractors=(tmp_path / "net.safetensors",))
+    run_attack("bullseye-polytope", source, tmp_path / "ours.npz", config, ours)
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "ours.npz").read_bytes()
 
 
 def test_test_images_of_other_classes_are_refused(tmp_path: Path) -> None:

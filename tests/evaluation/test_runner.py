@@ -27,8 +27,8 @@ from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_s
 from pureebm.evaluation.scenarios import Scenario, Suite
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.victims import Bench, Surrogates, regime, train_victim
-from pureebm.training.classifier import ClassifierConfig, EpochData, TrainingData, predict
-from pureebm.types import JSON
+from pureebm.training.classifier import ClassifierConfig, predict
+from pureebm.types import JSON, EpochData, TrainingData
 
 from .conftest import Smoke
 

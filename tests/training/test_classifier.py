@@ -21,13 +21,12 @@ from pureebm.errors import DivergedError, InputError
 from pureebm.training.classifier import (
     ClassifierConfig,
     ClassifierTraining,
-    EpochData,
-    TrainingData,
     predict,
     settle_precision,
     train_classifier,
 )
 from pureebm.training.workers import Workers
+from pureebm.types import EpochData, TrainingData
 
 
 def test_an_augmented_image_is_a_crop_of_the_zero_padded_image_or_of_its_mirror() -> None:

@@ -1,7 +1,8 @@
 """`pureebm attack NAME`: writes a poisoned copy of a data set, to try defenses on, and a record of what was done.
 
-One subcommand for each entry of `attacks.registry`, its options made of the attack's `Config`. The list of attacks
-answers without torch; an attack's own --help imports the attack, and torch with it.
+One subcommand for each entry of `attacks.registry`, its options made of the attack's `Config`, and `import` for what
+other programs made (`attack_import`). The list of attacks answers without torch; an attack's own --help imports the
+attack, and torch with it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import inspect
 import shlex
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command
+from typer.main import get_command, get_group
 
 from pureebm.attacks.registry import ATTACKS, AttackEntry, find_attack
 from pureebm.cli import options
@@ -31,9 +33,14 @@ class AttackGroup(TyperGroup):
     """Makes the command of an attack when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(ATTACKS)
+        return [*ATTACKS, IMPORT]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name == IMPORT:
+            from pureebm.cli import attack_import
+
+            attack_import.app.rich_markup_mode = None
+            return get_group(attack_import.app)
         entry = find_attack(cmd_name)
         one = typer.Typer(add_completion=False, rich_markup_mode=None)
         one.command(cmd_name, help=_help_of(entry))(_command_of(cmd_name, entry))
@@ -44,7 +51,13 @@ class AttackGroup(TyperGroup):
             rows = [(name, entry.summary) for name, entry in ATTACKS.items() if entry.kind == kind]
             with formatter.section(title):
                 formatter.write_dl(rows)
+        with formatter.section("Made by other programs"):
+            formatter.write_dl([(IMPORT, "Describe their poisons, or put them into a data set.")])
 
+
+IMPORT = "import"
+N_PAIRS = 10
+"""So many pairs of classes of a goal are told to people; the record has all."""
 
 _TITLES = {
     "triggered": "Triggered: any image with the trigger is misread",
@@ -83,8 +96,14 @@ def _attack(
     extractor: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="A trained classifier (.safetensors), for transfer; repeatable.", show_default=False
+            metavar="FILE",
+            help="A trained classifier, for transfer: .safetensors, or a published checkpoint; repeatable.",
+            show_default=False,
         ),
+    ] = None,
+    extractor_network: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="What a published checkpoint is (resnet18).", show_default=False),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder to keep trained surrogates in.", show_default=False)
@@ -100,10 +119,15 @@ def _attack(
     victim_epochs: Annotated[
         int | None, typer.Option(min=0, help="Of the victims' training.", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET, if an attack made it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET, if this program made it.")] = False,
     json_: options.Json = False,
 ) -> None:
     """The options that all attacks share; `_command_of` adds an attack's own."""
+
+
+def shared_parameters() -> dict[str, inspect.Parameter]:
+    """Of the command of any attack, by name."""
+    return dict(inspect.signature(_attack, eval_str=True).parameters)
 
 
 def _command_of(name: str, entry: AttackEntry) -> Callable[..., None]:
@@ -113,7 +137,7 @@ def _command_of(name: str, entry: AttackEntry) -> Callable[..., None]:
     """
     config = entry.load().Config
     own = {one.name: _parameter(config, one.name) for one in fields(config)}
-    shared = {p.name: p for p in inspect.signature(_attack, eval_str=True).parameters.values() if p.name not in own}
+    shared = {key: one for key, one in shared_parameters().items() if key not in own}
 
     def run(**values: Any) -> None:
         mine = {key: _tuple_of(values[key], getattr(config(), key)) for key in own}
@@ -164,6 +188,7 @@ def _run(
     test: Path | None,
     public: Path | None,
     extractor: list[Path] | None,
+    extractor_network: str | None,
     cache: Path | None,
     seed: int,
     limit: int | None,
@@ -189,6 +214,7 @@ def _run(
         surrogate=surrogate,
         surrogate_epochs=surrogate_epochs,
         extractors=tuple(extractor or ()),
+        extractor_network=extractor_network,
         cache=cache,
         device=place,
         verify=verify,
@@ -198,14 +224,15 @@ def _run(
     )
     command = shlex.join(["pureebm", *sys.argv[1:]])
     record = run_attack(name, source, target, config, settings, report=say, command=command)
-    emit(record) if json_ else _tell(record)
+    emit(record) if json_ else tell_poisoned(record)
 
 
-def _tell(record: JSON) -> None:
+def tell_poisoned(record: JSON) -> None:
+    """The record of a poisoned set, in words."""
     poisons, names = record["poisons"], record["class_names"]
     labels = f", {poisons['relabeled']:,} of them with new labels" if poisons["relabeled"] else ", labels untouched"
     say(f"{poisons['count']:,} of {record['images']:,} images poisoned{labels}")
-    say(f"the goal: {_goal(record['goal'], names)}")
+    say(f"the goal: {goal_in_words(record['goal'], names)}")
     if record["held_out"]:
         say(f"held out: {len(record['held_out']):,} images stay as they were; train no victim on them (see the record)")
     if "verified" in record:
@@ -213,15 +240,22 @@ def _tell(record: JSON) -> None:
     say(f"{record['seconds']:.1f} s -> {record['target']}")
 
 
-def _goal(goal: JSON, names: list[str] | None) -> str:
+def goal_in_words(goal: JSON, names: list[str] | None) -> str:
+    """A goal as `attacks.storage.describe_goal` gives it; names: of the classes."""
+
     def called(label: int) -> str:
-        return f"{label} ({names[label]})" if names else str(label)
+        return f"{label} ({names[label]})" if names and label < len(names) else str(label)
 
     if goal["kind"] == "availability":
         return "the accuracy on clean images collapses"
     if goal["kind"] == "targets":
-        pairs = zip(goal["true_classes"], goal["intended_classes"], strict=True)
-        return "; ".join(f"an image of class {called(true)} is read as {called(wanted)}" for true, wanted in pairs)
+        pairs = Counter(zip(goal["true_classes"], goal["intended_classes"], strict=True))
+        told = [
+            f"{'an image' if n == 1 else f'{n:,} images'} of class {called(true)} {'is' if n == 1 else 'are'} read as "
+            f"{called(wanted)}"
+            for (true, wanted), n in pairs.items()
+        ]
+        return "; ".join(told[:N_PAIRS]) + (f"; and {len(told) - N_PAIRS} more such pairs" * (len(told) > N_PAIRS))
     whose = "images" if goal["source_class"] is None else f"images of class {called(goal['source_class'])}"
     aim = "the class after their own" if goal["target_class"] is None else f"class {called(goal['target_class'])}"
     return f"{whose} with the trigger are read as {aim}"

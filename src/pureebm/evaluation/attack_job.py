@@ -23,9 +23,11 @@ from pureebm.attacks.registry import find_attack
 from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.networks import build_network, check_network_name
 from pureebm.data.labels import read_labeled_source
+from pureebm.data.open import open_source
 from pureebm.errors import InputError
-from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, check_target, load_extractors, write_poisoned
+from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, load_extractors, write_poisoned
 from pureebm.evaluation.store import Store, set_hash
+from pureebm.purify.workplace import check_places
 from pureebm.training.classifier import train_classifier
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
@@ -68,8 +70,9 @@ def run_attack(
     began, entry = time.perf_counter(), find_attack(name)
     for network in (settings.surrogate, settings.victim):
         check_network_name(network)
-    there = check_target(source, target, overwrite=settings.overwrite)
-    data = SourceSet.read(source, test=settings.test, limit=settings.limit)
+    opened = open_source(source)
+    there = check_places(opened, target, overwrite=settings.overwrite)
+    data = SourceSet.read(opened, test=settings.test, limit=settings.limit)
     if data.test is None:
         held_out, _ = hold_out(len(data.ids), seed=settings.seed)
         data = replace(data, held_out=held_out, test=data.part(held_out))

@@ -5,6 +5,10 @@
     pureebm                       the bundled model with its own sampler
     pureebm:steps=auto            the model's measured mid-run
     pureebm:model=FILE,steps=20   any field of the sampler; model, sampler, seed and precision beside
+    epic-0.1                      EPIC with that share of medoids, on PureGen's schedule
+    epic-0.1:preset=short         on the schedule of short trainings; any field of `epic.Config` beside
+    friends-b  friends-gaussian   FRIENDS with Bernoulli or Gaussian noise; presets and fields as above
+    spectral  knn:after=2         detectors that drop images once; fields as above
 
 A defense is a `Stage` that changes the training images once, or a `TrainingDefense` that acts while the victim is
 trained, or both. A new one is a new entry of `MAKERS`; the runner names none.
@@ -13,20 +17,22 @@ trained, or both. A new one is a new entry of `MAKERS`; the runner names none.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from pureebm.defenses import detector, epic, friends
 from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError
 from pureebm.purify.baselines import baseline
 from pureebm.purify.stages import LangevinStage
 from pureebm.sampling.langevin import LangevinConfig
-from pureebm.training.classifier import TrainingDefense
-from pureebm.types import JSON, Stage
+from pureebm.types import JSON, Stage, TrainingDefense
 
 Number = TypeVar("Number", int, float)
+Config = TypeVar("Config", epic.Config, friends.Config, detector.SpectralConfig, detector.NeighborsConfig)
 
 
 class NotInstalledError(InputError):
@@ -122,6 +128,62 @@ def _sampler(name: str, card: JSON, options: dict[str, str]) -> LangevinConfig:
     return config
 
 
+def _epic(asked: Asked) -> Defense:
+    match = re.fullmatch(r"epic-(\d+\.\d+)", asked.head)
+    if match is None:
+        raise InputError(f"unknown defense {asked.name!r}; known: epic-SHARE (epic-0.1)")
+    chosen = {name: replace(config, share=float(match[1])) for name, config in epic.PRESETS.items()}
+    config = _configured(asked, chosen, fixed="share")
+    return _acting(asked, "epic", config, lambda seed: epic.Epic(config, seed=seed))
+
+
+def _friends(asked: Asked) -> Defense:
+    noises: dict[str, friends.RandomNoise] = {"bernoulli": "bernoulli", "gaussian": "gaussian"}
+    noise = next((noises[name] for name in noises if asked.head in (f"friends-{name}", f"friends-{name[0]}")), None)
+    if noise is None:
+        raise InputError(f"unknown defense {asked.name!r}; known: friends-bernoulli (friends-b), friends-gaussian")
+    chosen = {name: replace(config, noise=noise) for name, config in friends.PRESETS.items()}
+    config = _configured(asked, chosen, fixed="noise")
+    return _acting(asked, "friends", config, lambda seed: friends.Friends(config, seed=seed))
+
+
+def _spectral(asked: Asked) -> Defense:
+    config = _configured(asked, {"default": detector.SpectralConfig()})
+    return _acting(asked, "spectral", config, lambda seed: detector.DropOnce(config.keeps, config.after))
+
+
+def _knn(asked: Asked) -> Defense:
+    config = _configured(asked, {"default": detector.NeighborsConfig()})
+    return _acting(asked, "knn", config, lambda seed: detector.DropOnce(config.keeps, config.after))
+
+
+def _acting(asked: Asked, method: str, config: Any, make: Callable[[int], TrainingDefense]) -> Defense:
+    return Defense(asked.name, training=make, training_settings={"method": method, **asdict(config)})
+
+
+def _configured(asked: Asked, presets: Mapping[str, Config], *, fixed: str = "") -> Config:
+    """The preset asked for, else the first, with the given fields put over it; `fixed` is part of the name."""
+    options = dict(asked.options)
+    preset = options.pop("preset", next(iter(presets)))
+    if preset not in presets:
+        raise InputError(f"defense {asked.name!r}: preset must be one of {', '.join(presets)}, got {preset!r}")
+    config = presets[preset]
+    known = {one.name: type(getattr(config, one.name)) for one in fields(config) if one.name != fixed}
+    changes: JSON = {}
+    for key, text in options.items():
+        if key not in known:
+            raise InputError(f"defense {asked.name!r} has no option {key!r}; known: preset, {', '.join(known)}")
+        read = _switch if known[key] is bool else _number
+        changes[key] = read(asked.name, key, text, known[key])
+    return replace(config, **changes)
+
+
+def _switch(name: str, key: str, text: str, kind: type[bool]) -> bool:
+    if text not in ("true", "false"):
+        raise InputError(f"defense {name!r}: {key} must be true or false, got {text!r}")
+    return text == "true"
+
+
 def _number(name: str, key: str, text: str, kind: type[Number]) -> Number:
     try:
         return kind(text)
@@ -140,8 +202,10 @@ MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
         "blur": _simple,
         "pureebm": _pureebm,
         "ddpm": _missing,
-        "epic": _missing,
-        "friends": _missing,
+        "epic": _epic,
+        "friends": _friends,
+        "spectral": _spectral,
+        "knn": _knn,
         "naive": _missing,
         "reps": _missing,
         "filt": _missing,

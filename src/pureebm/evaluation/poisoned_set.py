@@ -24,12 +24,11 @@ from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.weights import load_extractor
 from pureebm.data.base import Loaded, Result, Sink, Source, Stored
 from pureebm.data.labels import read_labeled_source
-from pureebm.data.open import open_source
 from pureebm.data.relabel import relabel
 from pureebm.errors import InputError
 from pureebm.evaluation.cards import provenance
 from pureebm.evaluation.verify import verify
-from pureebm.purify.workplace import Workplace, check_places
+from pureebm.purify.workplace import Workplace
 from pureebm.types import JSON
 
 CHUNK = 1000
@@ -66,17 +65,19 @@ class SourceSet:
     held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @classmethod
-    def read(cls, path: Path, *, test: Path | None = None, limit: int | None = None) -> SourceSet:
+    def read(cls, source: Source, *, test: Path | None = None, limit: int | None = None) -> SourceSet:
         """Raises `InputError` where one cannot be read, or the test set has other classes."""
-        images, labels, names, ids = read_labeled_source(path, limit=limit)
+        images, labels, names, ids = read_labeled_source(source.path, limit=limit)
         others = None if test is None else read_labeled_source(test)
         if names and others and others[2] and names != others[2]:
-            raise InputError(f"{test} has the classes {', '.join(others[2][:10])}, but {path} has {', '.join(names[:10])}")
+            raise InputError(
+                f"{test} has the classes {', '.join(others[2][:10])}, but {source.path} has {', '.join(names[:10])}"
+            )
         highest = max(int(labels.max()), int(others[1].max()) if others else 0)
         n_classes = len(names) if names else highest + 1
         test_set = LabeledSet(others[0], others[1], n_classes) if others else None
         whole = LabeledSet(images, labels, n_classes)
-        return cls(source=open_source(path), whole=whole, ids=ids, names=names, test=test_set)
+        return cls(source=source, whole=whole, ids=ids, names=names, test=test_set)
 
     @property
     def rows(self) -> Tensor:
@@ -98,11 +99,6 @@ def load_extractors(settings: PoisonSettings, *, size: int) -> list[Classifier]:
     return [network.to(settings.device).requires_grad_(False) for network in loaded]
 
 
-def check_target(path: Path, target: Path, *, overwrite: bool) -> Path:
-    """The target's real path; `InputError` where writing there would be wrong."""
-    return check_places(open_source(path), target, overwrite=overwrite)
-
-
 def write_poisoned(
     data: SourceSet,
     target: Path,
@@ -118,7 +114,7 @@ def write_poisoned(
     """Verify the poisons if that is wanted, store the poisoned set, and return the record that stands beside it.
 
     Args:
-        target: as `check_target` gave it.
+        target: as `check_places` gave it.
         poisoned: its rows count in the whole set.
         about: the record's beginning: where the poisons come from.
         began: `time.perf_counter()` when the work on it began.
@@ -197,7 +193,9 @@ def _write(data: SourceSet, target: Path, poisoned: Poisoned, record: JSON, *, o
     """Store the poisoned set and its record; the record gets the poisons' names and the goal."""
     source, rows, n_images = data.source, poisoned.rows.tolist(), len(data.ids)
     old, new = data.whole.labels[poisoned.rows], poisoned.labels
-    changes = {row: label for row, before, label in zip(rows, old.tolist(), new.tolist(), strict=True) if before != label}
+    changes = {
+        row: label for row, before, label in zip(rows, old.tolist(), new.tolist(), strict=True) if before != label
+    }
     pixels = dict(zip(rows, poisoned.images.numpy(), strict=True))
     with Workplace(target) as place:
         place.clean_up()

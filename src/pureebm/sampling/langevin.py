@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +76,14 @@ class StepTrace:
     displacement: Tensor  # L2 distance to the images that the chain was given
 
 
+class Score(Protocol):
+    """grad E without autograd at run time."""
+
+    def __call__(self, images: Tensor, /, *, energies: bool = False) -> tuple[Tensor | None, Tensor]:
+        """(N, C, H, W) -> (N,) energies, which may be None where they are not asked for, and (N, C, H, W) grad E."""
+        ...
+
+
 def energy_and_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) energies and the (N, C, H, W) gradient of their sum, both detached.
 
@@ -100,6 +108,7 @@ def langevin(
     *,
     noise: Noise,
     on_step: Callable[[StepTrace], None] | None = None,
+    score: Score | None = None,
 ) -> Tensor:
     """Run `config.n_steps` Langevin updates on a batch.
 
@@ -109,6 +118,7 @@ def langevin(
         config: Number, size and temperature of the updates.
         noise: Draws N(0, I) for an update; update k asks for step k + 1, the initial noise is step 0.
         on_step: Called before each update and once after the last (one more evaluation of the energy).
+        score: A faster gradient of the same energy; without it, autograd.
 
     Returns:
         (N, C, H, W) float32, detached. May leave [-1, 1] by a few step sizes: clipping belongs to
@@ -125,21 +135,27 @@ def langevin(
         raise InputError(f"images must be (N, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")
     start = images.detach()
     x = start
+    traced = on_step is not None
+
+    def evaluate(x: Tensor) -> tuple[Tensor | None, Tensor]:
+        return energy_and_gradient(energy, x) if score is None else score(x, energies=traced)
+
     if config.initial_noise and config.n_steps:
         x = x + config.initial_noise * noise(0, x)
     for step in range(config.n_steps):
         step_size, temperature = config.at(step)
-        values, gradient = energy_and_gradient(energy, x)
+        values, gradient = evaluate(x)
         if on_step is not None:
             on_step(_trace(step, values, gradient, x - start))
         x = torch.add(x, gradient, alpha=-(step_size**2) / (2 * temperature))
         if config.noise:
             x = x.add_(noise(step + 1, x), alpha=config.noise * step_size)
     if on_step is not None:
-        values, gradient = energy_and_gradient(energy, x)
+        values, gradient = evaluate(x)
         on_step(_trace(config.n_steps, values, gradient, x - start))
     return x.clone() if x is start else x
 
 
-def _trace(step: int, values: Tensor, gradient: Tensor, moved: Tensor) -> StepTrace:
+def _trace(step: int, values: Tensor | None, gradient: Tensor, moved: Tensor) -> StepTrace:
+    assert values is not None
     return StepTrace(step, values, gradient.flatten(1).norm(dim=1), moved.flatten(1).norm(dim=1))

@@ -1,4 +1,4 @@
-"""Train a classifier on labeled uint8 images: its recipe, the loop, and the sockets of defenses that act inside it.
+"""Train a classifier on labeled uint8 images: its recipe, the loop, and where defenses act inside it.
 
 The recipe is the victim's and the surrogate's alike. It names no defense and no attack: what it gets are images and
 labels. Nothing here draws from the global random state, and a training can be stored and gone on with at any update.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from pureebm.data.ranges import to_pm1
 from pureebm.errors import DivergedError, InputError
 from pureebm.purify.stages import has_fast_bfloat16
 from pureebm.training.workers import Workers
+from pureebm.types import TrainingData, TrainingDefense
 
 _FEATURE_BATCH = 500
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -90,39 +91,6 @@ class ClassifierConfig:
         done = (update + 0.5) / n_updates
         up = self.first_rate + (1 - self.first_rate) * (done / self.warm_up)
         return self.peak_rate * min(up, (1 - done) / (1 - self.warm_up))
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """(N, H, W, 3) uint8 images and (N,) int64 labels, on the device of the training."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class EpochData:
-    """What an epoch trains on. rows: those kept of the training data, None for all; images: all N of them, changed, or
-    None for the data's own."""
-
-    rows: Tensor | None = None
-    images: Tensor | None = None
-
-
-class TrainingDefense(Protocol):
-    """A defense that acts while a classifier is trained.
-
-    The network that it sees is in eval mode and must be left as it is. With several processes each has its own defense,
-    and all must decide the same.
-    """
-
-    def before_training(self, network: nn.Module, data: TrainingData, /) -> TrainingData:
-        """Called once, with the fresh network; what it returns is trained on."""
-        ...
-
-    def before_epoch(self, epoch: int, network: nn.Module, data: TrainingData, /) -> EpochData:
-        """Called before each epoch, counted from 0, with the data that `before_training` returned."""
-        ...
 
 
 def train_classifier(

@@ -31,7 +31,7 @@ def test_a_packed_export_is_the_base_plus_its_normalized_perturbation(tmp_path: 
     assert found.record["max_change"] == 8 and found.record["largest_perturbation"] == pytest.approx(8, abs=1e-3)
     with pytest.raises(InputError, match="does not say its target"):
         found.poisoned()
-    with pytest.raises(InputError, match=r"give the clean training set \(base\)"):
+    with pytest.raises(InputError, match=r"give the clean training set \(SOURCE, base\)"):
         import_poisons("gradient-matching", path)
     with pytest.raises(InputError, match="more than eps = 7"):
         import_poisons("gradient-matching", path, base=base, eps=7)

@@ -7,6 +7,7 @@ a record of the files. Pickles and PyTorch files go through `data.torch_files`.
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +18,7 @@ from pureebm.attacks.importers import backdoorbench, benchmark, bullseye, gradie
 from pureebm.attacks.importers.imported import OTHERS, TRAIN, ImportedPoisons
 from pureebm.errors import InputError
 
-__all__ = ["FORMATS", "OTHERS", "TRAIN", "ImportedPoisons", "import_poisons", "import_sets", "options_of"]
+__all__ = ["FORMATS", "OTHERS", "TRAIN", "ImportedPoisons", "import_poisons", "import_sets", "options_of", "reader_of"]
 
 FORMATS: Mapping[str, str] = {
     "benchmark": "a poison folder of the Poisoning Benchmark, or a folder of numbered ones",
@@ -55,11 +56,11 @@ def import_poisons(format: str, path: Path, **options: Any) -> ImportedPoisons |
     """
     allowed = options_of(format)
     given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - set(allowed):
+    if unknown := given.keys() - allowed.keys():
         raise InputError(f"{format} takes no option {sorted(unknown)[0]!r}; it takes {', '.join(allowed)}")
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return _READERS[format](path, **given)
+    return reader_of(format)(path, **given)
 
 
 def import_sets(path: Path) -> dict[str, LabeledSet]:
@@ -71,10 +72,22 @@ def import_sets(path: Path) -> dict[str, LabeledSet]:
     return bullseye.read_sets(path) if "Split" in path.stem else {path.stem: puregen.read_set(path)}
 
 
-def options_of(format: str) -> list[str]:
-    """The names of the options of a format; each reader's docstring says what they are."""
+def options_of(format: str) -> dict[str, str]:
+    """The options of a format, each with what its reader's docstring says of it."""
+    reader = reader_of(format)
+    told, name = dict.fromkeys(inspect.signature(reader).parameters, ""), ""
+    section = (inspect.getdoc(reader) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    for line in textwrap.dedent(section).splitlines():
+        if not line.startswith(" "):
+            name, _, line = line.partition(":")
+        told[name] = f"{told[name]} {line.strip()}".strip()
+    return {name: text for name, text in told.items() if name != "path"}
+
+
+def reader_of(format: str) -> Callable[..., ImportedPoisons | list[ImportedPoisons]]:
+    """The function that reads a format. Raises `InputError`, listing the formats, for an unknown one."""
     if format not in _READERS:
         near = get_close_matches(format, _READERS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(f"unknown format {format!r}{hint} Known: {', '.join(FORMATS)}")
-    return [name for name in inspect.signature(_READERS[format]).parameters if name != "path"]
+    return _READERS[format]

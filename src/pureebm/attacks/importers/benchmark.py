@@ -49,7 +49,9 @@ def read_setups(
         InputError: A set is missing, or an image is not of the class that the setup says: another data set or order.
     """
     if base is None or test is None:
-        raise InputError(f"{path}: setups hold indices only; give the training set (base) and the test set (test)")
+        raise InputError(
+            f"{path}: setups hold indices only; give the training set (SOURCE, base) and the test set (test)"
+        )
     setups = load_object(path)
     keys = {"target class", "target index", "base class", "base indices"}
     if not isinstance(setups, list) or not all(isinstance(setup, dict) and keys <= setup.keys() for setup in setups):

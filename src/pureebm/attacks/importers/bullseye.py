@@ -47,8 +47,8 @@ def read_poisons(
 
     Args:
         path: A `poison_xxxxx.pth`.
-        base: The `others` as a set, or
-        split_file: `CIFAR10_TRAIN_Split.pth`, where they stand. One of them is needed for the goal.
+        base: The `others` as a set. These, or the split that holds them, are needed for the goal.
+        split_file: `CIFAR10_TRAIN_Split.pth`, which holds the `others`; needed for the goal without a base set.
         target: Which target; None: the number that the folder is named after.
         target_class: Class of the targets.
         eps: Budget in steps of 1/255 (25.5 in the paper), checked where the `others` are given.

@@ -74,7 +74,9 @@ def read_export(
 
 def _packed(path: Path, base: LabeledSet | None, eps: float | None, dataset: str) -> ImportedPoisons:
     if base is None:
-        raise InputError(f"{path}: a packed export holds perturbations only; give the clean training set (base)")
+        raise InputError(
+            f"{path}: a packed export holds perturbations only; give the clean training set (SOURCE, base)"
+        )
     if dataset not in STDS:
         raise InputError(f"unknown data set {dataset!r}; a packed export is in the units of {' or '.join(STDS)}")
     value = load_object(path)
@@ -157,7 +159,9 @@ def _changed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of a whole training set that differ from the clean one."""
     if base is None:
-        raise InputError(f"{path}: holds the whole training set and not which are poisons; give the clean set (base)")
+        raise InputError(
+            f"{path}: holds the whole training set and not which are poisons; give the clean set (SOURCE, base)"
+        )
     if len(rows) != len(base) or images.shape[1:] != base.images.shape[1:] or int(rows.max()) >= len(base):
         shapes = f"{tuple(images.shape)}, the set that was given {tuple(base.images.shape)}"
         raise InputError(f"{path}: has the shape {shapes}")

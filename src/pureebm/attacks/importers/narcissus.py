@@ -47,10 +47,10 @@ def read_trigger(
         base: Training set to poison.
         eps: Budget in steps of 1/255; None: what a folder named size=.._eps=.. says.
         space: Units of the file; None: what fits eps.
-        target_class: None: what a file named .._lab3.npy says.
+        target_class: Of the poisons; None: what a file named .._lab3.npy says.
         budget: Share of the training set to poison.
         choose: The last images of the class in the order of the set, as PureGen does, or random ones.
-        seed: Of random ones.
+        seed: Of the choice at random.
         multiplier: Of the trigger at test time; the poisons carry it once.
         split: What the rows count in.
 

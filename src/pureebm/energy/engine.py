@@ -1,0 +1,164 @@
+"""The score of an energy: grad E by the exact engine where the network is known, by autograd where it is not.
+
+    score = make_score(energy)     # score.name is "exact" or "eager", score.why says why
+    _, gradient = score(images)    # (N, 3, H, W) -> (N, 3, H, W)
+
+The exact engine is the explicit graph of `engine_graphs`, under inference mode. On processors a batch passes in equal
+parts that fit the shared cache. Nothing here knows of sampling's settings or of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pureebm.energy.engine_graphs import LocalGraph, SNGANGraph
+from pureebm.energy.networks import LocalEnergy, SNGANEnergy, check_images
+from pureebm.errors import InputError
+from pureebm.sampling.langevin import energy_and_gradient
+from pureebm.types import Energy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+PART_BYTES = 8 * 2**20
+"""Largest activation of one part of a batch on a processor."""
+
+CHECK_LIMIT = {"float32": 1e-4, "bfloat16": 0.05, "float64": 1e-10}
+"""Largest relative error (L2) of a gradient against float32 autograd that `checked` accepts."""
+
+Graph = Callable[[Tensor, bool], tuple[Tensor | None, Tensor]]
+
+
+class EagerScore:
+    """The score of any energy by autograd, with bfloat16 through autocast. Satisfies `Score`."""
+
+    name = "eager"
+
+    def __init__(self, energy: Energy, precision: str, why: str) -> None:
+        self.energy, self.precision, self.why = energy, precision, why
+
+    def __call__(self, images: Tensor, *, energies: bool = False) -> tuple[Tensor | None, Tensor]:
+        """Energies come for nothing here."""
+        return energy_and_gradient(self._evaluate, images)
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        if self.precision != "bfloat16":
+            return self.energy(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.energy(images).float()
+
+
+class ExactScore:
+    """The score of `SNGANEnergy` or `LocalEnergy` by their graphs. Satisfies `Score`.
+
+    Args:
+        energy: its weights are copied, on their device: later changes of it are not seen.
+        precision: of weights and activations; images and gradients keep their own type.
+        compiled: through torch.compile.
+    """
+
+    name = "exact"
+
+    def __init__(self, energy: SNGANEnergy | LocalEnergy, precision: str, why: str, *, compiled: bool = False) -> None:
+        dtype = DTYPES[precision]
+        self.precision, self.why, self.compiled, self.dtype = precision, why, compiled, dtype
+        graph = SNGANGraph(energy, dtype) if isinstance(energy, SNGANEnergy) else LocalGraph(energy, dtype)
+        self.bytes_per_pixel = graph.floats_per_pixel * dtype.itemsize
+        self.forward = graph.energy
+        self.graph = cast(Graph, torch.compile(graph, dynamic=False) if compiled else graph)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, *, energies: bool = False) -> tuple[Tensor | None, Tensor]:
+        """(N, 3, H, W) -> (N,) float32 energies, or None if not asked for, and (N, 3, H, W) grad E.
+
+        Raises:
+            InputError: not (N, 3, H, W) floating point of at least 16 px.
+        """
+        check_images(images)
+        if images.shape[1] != 3:
+            raise InputError(f"images must have 3 channels, got {tuple(images.shape)}")
+        x = images.to(self.dtype, memory_format=torch.channels_last)
+        values, gradients = [], []
+        for part in self._parts(x):
+            value, gradient = self.graph(part, energies)
+            values.append(value)
+            gradients.append(gradient)
+        gradient = (torch.cat(gradients)[: len(images)] if len(gradients) > 1 else gradients[0]).to(images.dtype)
+        return (torch.cat(cast("list[Tensor]", values))[: len(images)] if energies else None), gradient
+
+    @torch.inference_mode()
+    def energy(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N,) float32: the forward pass alone."""
+        check_images(images)
+        x = images.to(self.dtype, memory_format=torch.channels_last)
+        return torch.cat([self.forward(part) for part in self._parts(x)])[: len(images)]
+
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        """Equal parts: an image's bits then do not depend on its place. The last is filled up with the first image."""
+        n, _, height, width = x.shape
+        most = n if x.device.type != "cpu" else max(1, int(PART_BYTES // (self.bytes_per_pixel * height * width)))
+        count = max(1, -(-n // max(1, most)))
+        size = -(-n // count)
+        if count * size > n:
+            x = torch.cat([x, x[:1].expand(count * size - n, -1, -1, -1)])
+        return list(x.split(size)) if n else [x]
+
+
+def make_score(
+    energy: Energy, precision: str = "float32", *, engine: str = "auto", compiled: bool = False
+) -> EagerScore | ExactScore:
+    """The fastest score of an energy that is known to be right.
+
+    Args:
+        energy: a known network, whose weights are copied, or any energy.
+        precision: "float32", "bfloat16" (weights and activations; the gradient comes back in the images' type) or
+            "float64".
+        engine: "auto", "eager" or "exact".
+        compiled: the exact engine through torch.compile.
+
+    Raises:
+        InputError: unknown precision or engine, or "exact" for a network that has no graph.
+    """
+    if precision not in DTYPES:
+        raise InputError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    if engine not in ("auto", "eager", "exact"):
+        raise InputError(f"engine must be auto, eager or exact, got {engine!r}")
+    if engine == "eager":
+        return EagerScore(energy, precision, "the eager engine was asked for")
+    if type(energy) in (SNGANEnergy, LocalEnergy):
+        network = cast("SNGANEnergy | LocalEnergy", energy)
+        return ExactScore(network, precision, f"{type(energy).__name__} has an explicit graph", compiled=compiled)
+    why = f"{type(energy).__name__} has no explicit graph"
+    if engine == "exact":
+        raise InputError(f"the exact engine knows SNGANEnergy and LocalEnergy; {why}; take --engine auto")
+    return EagerScore(energy, precision, why)
+
+
+def checked(score: EagerScore | ExactScore, energy: Energy, images: Tensor) -> EagerScore | ExactScore:
+    """`score` itself if it agrees with autograd in float32 at `images`, else the next simpler one that says why.
+
+    A compiled score falls back to the plain exact one, an exact one to autograd. bfloat16 stays bfloat16.
+    """
+    if isinstance(score, EagerScore):
+        return score
+    try:
+        error = relative_error(score(images)[1], energy_and_gradient(energy, images)[1])
+        problem = f"its gradient differed from autograd's by {error:.1g}"
+        if error <= CHECK_LIMIT[score.precision]:
+            return score
+    except RuntimeError as raised:  # what torch raises for operators and compilers that are not there
+        problem = f"it failed: {str(raised).splitlines()[0][:200]}"
+    if score.compiled:
+        plain = checked(make_score(energy, score.precision), energy, images)
+        plain.why += f"; compiled, {problem}"
+        return plain
+    return EagerScore(energy, score.precision, f"the exact engine was left: {problem}")
+
+
+def relative_error(gradient: Tensor, reference: Tensor) -> float:
+    """L2 distance over the reference's L2 norm; 0 for two zeros."""
+    difference = (gradient.double() - reference.double()).norm()
+    return float(difference / reference.double().norm()) if difference else 0.0
