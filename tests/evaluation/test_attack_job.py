@@ -16,8 +16,10 @@ from pureebm.attacks.storage import load_attack
 from pureebm.classifiers.networks import build_network
 from pureebm.classifiers.weights import save_classifier
 from pureebm.errors import InputError, ModelError
-from pureebm.evaluation.attack_job import AttackSettings, Surrogates, hold_out, run_attack
+from pureebm.evaluation.attack_job import AttackSettings, hold_out, run_attack
 from pureebm.evaluation.store import Store
+from pureebm.evaluation.surrogates import Surrogates
+from pureebm.training.recipes import find_recipe
 
 DATA = textures(120, seed=0)
 
@@ -39,19 +41,23 @@ def test_a_tenth_is_held_out_by_the_seed_and_the_rest_is_the_rest() -> None:
 
 def test_a_surrogate_is_trained_once_frozen_and_the_same_with_its_seed(tmp_path: Path) -> None:
     told: list[str] = []
-    surrogates = Surrogates("small-resnet", epochs=3, store=Store(tmp_path), report=told.append)
+    surrogates = Surrogates(
+        network="small-resnet", recipe=find_recipe("fast", epochs=3), store=Store(tmp_path), report=told.append
+    )
     first, again, other = (surrogates(DATA, seed=seed) for seed in (0, 0, 1))
     assert len(told) == 2  # the second one was found
     assert not first.training and not any(p.requires_grad for p in first.parameters())
     weights = [net.head.weight for net in (first, again, other)]
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
     assert surrogates(DATA, seed=0, epochs=4).head.weight.ne(weights[0]).any()
-    assert Surrogates("small-resnet", epochs=3)(DATA, seed=0).head.weight.equal(weights[0])  # without a store
+    assert Surrogates(network="small-resnet", recipe=find_recipe("fast", epochs=3))(DATA, seed=0).head.weight.equal(
+        weights[0]
+    )  # without a store
     assert accuracy(first, DATA) > 0.5
 
 
 def test_a_surrogate_goes_on_from_a_start_that_stays_as_it_was(tmp_path: Path) -> None:
-    surrogates = Surrogates("small-resnet", epochs=1, store=Store(tmp_path))
+    surrogates = Surrogates(network="small-resnet", recipe=find_recipe("fast", epochs=1), store=Store(tmp_path))
     start = surrogates(DATA, seed=0)
     before = start.head.weight.clone()
     further = surrogates(DATA, seed=1, start=start, peak_rate=1e-3)

@@ -26,7 +26,7 @@ from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_suite_cards
 from pureebm.evaluation.scenarios import Scenario, Suite
 from pureebm.evaluation.store import Store
-from pureebm.evaluation.victims import Bench, Surrogates, regime, train_victim
+from pureebm.evaluation.victims import Bench, regime, surrogates, train_victim
 from pureebm.training.classifier import ClassifierConfig, predict
 from pureebm.types import JSON, EpochData, TrainingData
 
@@ -177,9 +177,9 @@ def test_a_killed_run_goes_on_where_it_was_and_leaves_nothing_broken(
 
 def test_what_cannot_be_run_is_told_and_the_rest_is_run(make) -> None:
     unknown = replace(SCENARIO, name="c", data="cinic10", seeds=(0,), classes=(1,))
-    outcome = make(replace(SCENARIO, seeds=(0,), classes=(1,)), unknown, defenses=("none", "epic-0.1")).run()
+    outcome = make(replace(SCENARIO, seeds=(0,), classes=(1,)), unknown, defenses=("none", "ddpm")).run()
     assert outcome.made == ["b/no-attack/seed0/none", "b/class1/seed0/none"]
-    assert outcome.failed["b/class1/seed0/epic-0.1"] == "defense not installed: epic-0.1"
+    assert outcome.failed["b/class1/seed0/ddpm"] == "defense not installed: ddpm"
     assert "no data set 'cinic10' here" in outcome.failed["c/class1/seed0/none"]
 
 
@@ -298,7 +298,7 @@ def test_transfer_scenarios_run_from_pretraining_to_the_card(make) -> None:
 
 def test_a_surrogate_is_trained_once_for_equal_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ClassifierConfig(epochs=1, batch_size=15)
-    train, data = Surrogates("small-resnet", recipe, bench), textures(60, 16, seed=5)
+    train, data = surrogates("small-resnet", recipe, bench), textures(60, 16, seed=5)
     first = train(data, seed=0)
     with monkeypatch.context() as patch:
         patch.setattr(victims, "train_classifier", None)
@@ -313,7 +313,7 @@ def test_a_surrogate_is_trained_once_for_equal_settings(bench: Bench, monkeypatc
 
 def test_the_goals_of_a_scenario_share_their_surrogates_of_one_number(bench: Bench) -> None:
     recipe, data = ClassifierConfig(epochs=0, batch_size=15), textures(60, 16, seed=5)
-    own, others = (Surrogates("small-resnet", recipe, bench, (seed, 100)) for seed in (103, 104))
+    own, others = (surrogates("small-resnet", recipe, bench, shared=(seed, 100)) for seed in (103, 104))
     weights = own(data, seed=103).head.weight
     assert others(data, seed=104).head.weight.equal(weights)  # number 0 of both
     assert not others(data, seed=105).head.weight.equal(weights)  # number 1

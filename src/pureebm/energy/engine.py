@@ -9,6 +9,7 @@ parts that fit the shared cache. Nothing here knows of sampling's settings or of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import cast
 
@@ -21,13 +22,15 @@ from pureebm.errors import InputError
 from pureebm.sampling.langevin import energy_and_gradient
 from pureebm.types import Energy
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 PART_BYTES = 8 * 2**20
 """Largest activation of one part of a batch on a processor."""
 
 CHECK_LIMIT = {"float32": 1e-4, "bfloat16": 0.05, "float64": 1e-10}
-"""Largest relative error (L2) of a gradient against float32 autograd that `checked` accepts."""
+"""Largest relative error (L2) of an ordinary image's gradient against autograd's that `checked` accepts."""
 
 Graph = Callable[[Tensor, bool], tuple[Tensor | None, Tensor]]
 
@@ -138,27 +141,41 @@ def make_score(
 
 
 def checked(score: EagerScore | ExactScore, energy: Energy, images: Tensor) -> EagerScore | ExactScore:
-    """`score` itself if it agrees with autograd in float32 at `images`, else the next simpler one that says why.
+    """`score` itself if it agrees with autograd at `images`, else the next simpler one, which says why.
 
-    A compiled score falls back to the plain exact one, an exact one to autograd. bfloat16 stays bfloat16.
+    A compiled score falls back to the plain exact one, an exact one to autograd. Precision stays: in bfloat16 a score
+    may be as far from float32 as twice what autograd is in bfloat16. The error is the median over the images and their
+    mirror images, since a ReLU at 0 to the last bit may open in one engine and not in the other: a jump in a single
+    image's gradient that says nothing of the engines.
     """
     if isinstance(score, EagerScore):
         return score
+    x = torch.cat([images, images.flip(2), images.flip(3), -images])
     try:
-        error = relative_error(score(images)[1], energy_and_gradient(energy, images)[1])
-        problem = f"its gradient differed from autograd's by {error:.1g}"
-        if error <= CHECK_LIMIT[score.precision]:
+        reference = energy_and_gradient(energy, x)[1]
+        error, limit = median_error(score(x)[1], reference), CHECK_LIMIT[score.precision]
+        if score.precision == "bfloat16":
+            eager = EagerScore(energy, score.precision, "")(x)[1]
+            limit = max(limit, 2 * median_error(eager, reference))
+        if error <= limit:
             return score
-    except RuntimeError as raised:  # what torch raises for operators and compilers that are not there
-        problem = f"it failed: {str(raised).splitlines()[0][:200]}"
+        log.warning("the exact engine's gradient is %.2g from autograd's, more than %.2g", error, limit)
+        problem = "its gradient differs from autograd's"
+    except (RuntimeError, NotImplementedError) as raised:  # operators or compilers that are not there
+        problem = f"it failed: {str(raised).strip().splitlines()[0][:200]}"
     if score.compiled:
         plain = checked(make_score(energy, score.precision), energy, images)
-        plain.why += f"; compiled, {problem}"
+        plain.why += f"; not compiled, since {problem}"
         return plain
-    return EagerScore(energy, score.precision, f"the exact engine was left: {problem}")
+    return EagerScore(energy, score.precision, f"the exact engine was left, since {problem}")
 
 
-def relative_error(gradient: Tensor, reference: Tensor) -> float:
-    """L2 distance over the reference's L2 norm; 0 for two zeros."""
-    difference = (gradient.double() - reference.double()).norm()
-    return float(difference / reference.double().norm()) if difference else 0.0
+def relative_errors(gradient: Tensor, reference: Tensor) -> Tensor:
+    """(N,) L2 distances over the references' L2 norms; 0 for two zeros."""
+    distance = (gradient.double() - reference.double()).flatten(1).norm(dim=1)
+    return torch.where(distance == 0, distance, distance / reference.double().flatten(1).norm(dim=1))
+
+
+def median_error(gradient: Tensor, reference: Tensor) -> float:
+    """The median of `relative_errors`; NaN if any is NaN."""
+    return float(relative_errors(gradient, reference).median())

@@ -6,9 +6,7 @@ there and `verify` its test images. These images stay in the target as they were
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,19 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
 from pureebm.attacks.registry import find_attack
-from pureebm.classifiers.base import Classifier
-from pureebm.classifiers.networks import build_network, check_network_name
+from pureebm.classifiers.networks import check_network_name
 from pureebm.data.labels import read_labeled_source
 from pureebm.data.open import open_source
 from pureebm.errors import InputError
 from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, load_extractors, write_poisoned
-from pureebm.evaluation.store import Store, set_hash
+from pureebm.evaluation.store import Store
+from pureebm.evaluation.surrogates import Surrogates
 from pureebm.purify.workplace import check_places
-from pureebm.training.classifier import train_classifier
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
 
@@ -102,50 +99,6 @@ def hold_out(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
     return order[:count].sort().values, order[count:].sort().values
 
 
-@dataclass(frozen=True, slots=True)
-class Surrogates:
-    """The attacker's training (`attacks.base.TrainSurrogate`); with a store, the same network is trained once."""
-
-    network: str
-    epochs: int | None = None
-    device: str = "cpu"
-    store: Store | None = None
-    report: Callable[[str], None] = lambda line: None
-
-    def __call__(
-        self,
-        data: LabeledSet,
-        *,
-        seed: int,
-        epochs: int | None = None,
-        network: str | None = None,
-        start: Classifier | None = None,
-        peak_rate: float | None = None,
-    ) -> Classifier:
-        name = network or self.network
-        recipe = find_recipe("fast", epochs=self.epochs if epochs is None else epochs)
-        recipe = replace(recipe, batch_size=min(recipe.batch_size, max(1, len(data) // 4)))
-        recipe = recipe if peak_rate is None else replace(recipe, peak_rate=peak_rate)
-
-        def empty() -> Classifier:
-            if start is not None:
-                return copy.deepcopy(start).cpu().requires_grad_(True)
-            return build_network(name, data.n_classes, size=data.images.shape[1], seed=seed)
-
-        def train() -> nn.Module:
-            self.report(f"surrogate {name}: {recipe.epochs} epochs of {len(data):,} images")
-            return train_classifier(empty(), data.images, data.labels, recipe, seed=seed, device=self.device).cpu()
-
-        if self.store is None:
-            trained = train()
-        else:
-            made_of = {"network": name, "recipe": dataclasses.asdict(recipe), "set": set_hash(data), "seed": seed}
-            made_of["start"] = None if start is None else _weights_hash(start)
-            trained, _ = self.store.network(made_of, empty(), train)
-        assert isinstance(trained, Classifier)
-        return trained.to(self.device).eval().requires_grad_(False)
-
-
 def _attacker(data: SourceSet, settings: AttackSettings, report: Callable[[str], None]) -> Attacker:
     public, size = None, data.whole.images.shape[1]
     if settings.public is not None:
@@ -153,17 +106,16 @@ def _attacker(data: SourceSet, settings: AttackSettings, report: Callable[[str],
         public = LabeledSet(images, labels, len(names) if names else int(labels.max()) + 1)
     store = None if settings.cache is None else Store(settings.cache)
     return Attacker(
-        train=Surrogates(settings.surrogate, settings.surrogate_epochs, settings.device, store, report),
+        train=Surrogates(
+            network=settings.surrogate,
+            recipe=find_recipe("fast", epochs=settings.surrogate_epochs),
+            device=settings.device,
+            store=store,
+            report=report,
+        ),
         extractors=load_extractors(settings, size=size),
         public=public,
         test=data.test,
         device=settings.device,
         report=report,
     )
-
-
-def _weights_hash(network: nn.Module) -> str:
-    found = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        found.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()

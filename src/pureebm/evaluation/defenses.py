@@ -32,7 +32,7 @@ from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON, Stage, TrainingDefense
 
 Number = TypeVar("Number", int, float)
-Config = TypeVar("Config", epic.Config, friends.Config, detector.SpectralConfig, detector.NeighborsConfig)
+Config = TypeVar("Config", epic.Config, friends.Config, detector.SpectralConfig | detector.NeighborsConfig)
 
 
 class NotInstalledError(InputError):
@@ -147,14 +147,16 @@ def _friends(asked: Asked) -> Defense:
     return _acting(asked, "friends", config, lambda seed: friends.Friends(config, seed=seed))
 
 
-def _spectral(asked: Asked) -> Defense:
-    config = _configured(asked, {"default": detector.SpectralConfig()})
-    return _acting(asked, "spectral", config, lambda seed: detector.DropOnce(config.keeps, config.after))
+def _detector(asked: Asked) -> Defense:
+    if asked.head not in _DETECTORS:
+        raise InputError(f"{asked.head.partition('-')[0]} takes no number: {asked.name!r}")
+    config = _configured(asked, {"default": _DETECTORS[asked.head]})
+    return _acting(asked, asked.head, config, lambda seed: detector.DropOnce(config.keeps, config.after))
 
 
-def _knn(asked: Asked) -> Defense:
-    config = _configured(asked, {"default": detector.NeighborsConfig()})
-    return _acting(asked, "knn", config, lambda seed: detector.DropOnce(config.keeps, config.after))
+_DETECTORS: Mapping[str, detector.SpectralConfig | detector.NeighborsConfig] = MappingProxyType(
+    {"spectral": detector.SpectralConfig(), "knn": detector.NeighborsConfig()}
+)
 
 
 def _acting(asked: Asked, method: str, config: Any, make: Callable[[int], TrainingDefense]) -> Defense:
@@ -204,8 +206,8 @@ MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
         "ddpm": _missing,
         "epic": _epic,
         "friends": _friends,
-        "spectral": _spectral,
-        "knn": _knn,
+        "spectral": _detector,
+        "knn": _detector,
         "naive": _missing,
         "reps": _missing,
         "filt": _missing,

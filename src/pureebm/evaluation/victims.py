@@ -9,7 +9,6 @@ black-box.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
 from pureebm.attacks.registry import find_attack
@@ -29,14 +27,12 @@ from pureebm.evaluation.cost import Cost, measured
 from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.scenarios import AimedAt, Scenario
 from pureebm.evaluation.store import Store, set_hash
+from pureebm.evaluation.surrogates import Surrogates
 from pureebm.training.classifier import ClassifierConfig, settle_precision, train_classifier
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
 
 log = logging.getLogger(__name__)
-
-N_SHARED = 100
-"""Seeds after a goal's own that count as its surrogates' numbers; others are random draws of an attack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,13 @@ class Bench:
     store: Store
     device: str = "cpu"
     precision: str = "auto"
+
+
+def surrogates(network: str, recipe: ClassifierConfig, bench: Bench, *, shared: tuple[int, int] = (0, 0)) -> Surrogates:
+    """Training on the bench's device that keeps what it made in the bench's store."""
+    return Surrogates(
+        network=network, recipe=recipe, device=bench.device, precision=bench.precision, store=bench.store, shared=shared
+    )
 
 
 def recipe_of(scenario: Scenario) -> ClassifierConfig:
@@ -146,57 +149,9 @@ def attack_settings(scenario: Scenario) -> JSON:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Surrogates:
-    """Training that keeps what it made (`attacks.base.TrainSurrogate`): the same network is trained once.
-
-    network, recipe: what is trained where the caller says nothing else. shared: seeds from the first number on are
-    taken for seeds from the second on, so that the goals of a scenario share their surrogates of the clean set.
-    """
-
-    network: str
-    recipe: ClassifierConfig
-    bench: Bench
-    shared: tuple[int, int] = (0, 0)
-
-    def __call__(
-        self,
-        data: LabeledSet,
-        *,
-        seed: int,
-        epochs: int | None = None,
-        network: str | None = None,
-        start: Classifier | None = None,
-        peak_rate: float | None = None,
-    ) -> Classifier:
-        changes: JSON = {"epochs": epochs, "peak_rate": peak_rate}
-        changes |= {"batch_size": min(self.recipe.batch_size, max(1, len(data) // 4))}  # a class may be few images
-        recipe = replace(self.recipe, **{name: value for name, value in changes.items() if value is not None})
-        name, bench = network or self.network, self.bench
-        if 0 <= seed - self.shared[0] < N_SHARED:
-            seed += self.shared[1] - self.shared[0]
-
-        def empty() -> Classifier:
-            if start is not None:
-                return copy.deepcopy(start).cpu().requires_grad_(True)
-            return build_network(name, data.n_classes, size=data.images.shape[1], seed=seed)
-
-        def train() -> nn.Module:
-            log.info("surrogate or extractor: %s, %d images, %d epochs", name, len(data), recipe.epochs)
-            return train_classifier(
-                empty(), data.images, data.labels, recipe, seed=seed, device=bench.device, precision=bench.precision
-            ).cpu()
-
-        made_of = {"network": name, "recipe": asdict(recipe), "set": set_hash(data), "seed": seed}
-        made_of |= {"start": None if start is None else _weights_hash(start), "precision": settled_precision(bench)}
-        found, _ = bench.store.network(made_of, empty(), train)
-        assert isinstance(found, Classifier)
-        return found.to(bench.device).eval().requires_grad_(False)
-
-
 def _surrogates(scenario: Scenario, goal: AimedAt, bench: Bench) -> Surrogates:
     recipe, network = _surrogate(scenario)
-    return Surrogates(network, recipe, bench, (goal.seed, scenario.attack_seed))
+    return surrogates(network, recipe, bench, shared=(goal.seed, scenario.attack_seed))
 
 
 def _surrogate(scenario: Scenario) -> tuple[ClassifierConfig, str]:
@@ -234,7 +189,7 @@ def _extractor(scenario: Scenario, name: str, *, bench: Bench) -> Classifier:
     if scenario.pretrain_data is None:
         raise InputError(f"scenario {scenario.name!r} is a transfer: give pretrain_data")
     data = bench.shelf.load(scenario.pretrain_data).train
-    return Surrogates(network, _pretraining(scenario), bench)(data, seed=int(seed))
+    return surrogates(network, _pretraining(scenario), bench)(data, seed=int(seed))
 
 
 def _build(name: str, data: LabeledSet, *, seed: int) -> Classifier:
@@ -244,17 +199,6 @@ def _build(name: str, data: LabeledSet, *, seed: int) -> Classifier:
 def settled_precision(bench: Bench) -> str:
     """What "auto" means on the bench's device."""
     return settle_precision(bench.precision, torch.device(bench.device))
-
-
-def _weights_hash(network: nn.Module) -> str:
-    found = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        found.update(name.encode() + _bytes(value))
-    return found.hexdigest()
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _changed(config: Any, changes: Mapping[str, Any], whose: str) -> Any:

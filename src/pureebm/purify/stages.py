@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pureebm.energy.engine import ExactScore, checked, make_score
 from pureebm.errors import InputError
 from pureebm.sampling.langevin import LangevinConfig, energy_and_gradient, langevin
 from pureebm.sampling.noise import CounterNoise
@@ -16,15 +17,21 @@ from pureebm.types import JSON, Energy, Stage
 SELF_CHECK_LIMIT = 0.05
 """Largest relative error (L2) of a bfloat16 gradient against float32 on the first batch."""
 
+CHECK_IMAGES = 8
+"""How many images of the first batch the checks of precision and engine see."""
+
 
 class LangevinStage:
     """PureEBM: every image walks down an energy for `config.n_steps` Langevin updates.
 
     Args:
-        energy: (N, 3, H, W) in [-1, 1] -> (N,). A module is moved to `device` and channels-last.
+        energy: (N, 3, H, W) in [-1, 1] -> (N,). A module is moved to `device` and channels-last. The exact engine
+            copies the weights: a stage does not see later training.
         device: "cpu", "cuda", "cuda:1", ...
         precision: "float32", "bfloat16", or "auto": bfloat16 where the processor multiplies it in
             hardware, if the first batch's gradient agrees with float32; the state is float32 always.
+        engine: "exact" (an explicit graph, for the networks that have one), "eager" (autograd), or "auto": exact
+            where it is there and agrees with autograd on the first batch.
         model: what identifies the weights in records: name, sha256, ...
 
     A value that became non-finite is returned as it is: the job refuses to write it.
@@ -37,6 +44,7 @@ class LangevinStage:
         *,
         device: torch.device | str = "cpu",
         precision: str = "auto",
+        engine: str = "auto",
         model: JSON | None = None,
     ) -> None:
         if precision not in ("auto", "float32", "bfloat16"):
@@ -51,32 +59,44 @@ class LangevinStage:
         self.precision = precision
         if precision == "auto":
             self.precision = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
-        self._unchecked = precision == "auto" and self.precision == "bfloat16"
+        self._may_lower = precision == "auto"
+        self._unchecked = True
+        self.score = make_score(energy, self.precision, engine=engine)
         self.steps_run = 0
 
     def prepare(self, images: Tensor) -> None:
-        """Settle the precision before `settings` are recorded: with "auto", float32 where bfloat16 changes the
-        gradient at these images, (N, 3, H, W) in [-1, 1], by more than `SELF_CHECK_LIMIT`."""
-        if self._unchecked:
-            self._unchecked = False
-            x = images.to(self.device, memory_format=torch.channels_last)
-            low, high = energy_and_gradient(self._evaluate, x)[1], energy_and_gradient(self.energy, x)[1]
+        """Settle precision and engine before `settings` are recorded, by the gradients at (the first of) these images.
+
+        With precision "auto", float32 where bfloat16 is off by more than `SELF_CHECK_LIMIT`; with an exact engine,
+        autograd where the two disagree. `images`: (N, 3, H, W) in [-1, 1].
+        """
+        if not self._unchecked or not len(images):
+            return
+        self._unchecked = False
+        x = images[:CHECK_IMAGES].to(self.device, memory_format=torch.channels_last)
+        self.score = checked(self.score, self.energy, x)
+        if self._may_lower and self.precision == "bfloat16":
+            low, high = self.score(x)[1], energy_and_gradient(self.energy, x)[1]
             if not (low - high).norm() <= SELF_CHECK_LIMIT * high.norm():
                 self.precision = "float32"
+                self.score = checked(make_score(self.energy, "float32", engine=self.score.name), self.energy, x)
 
     def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
         """(N, 3, H, W) float32 in [-1, 1] and N ids -> the same shape on the CPU."""
         self.prepare(images)
         x = images.to(self.device, memory_format=torch.channels_last)
         noise = CounterNoise(seed, ids, device=self.device)
-        out = langevin(self._evaluate, x, self.config, noise=noise)
+        out = langevin(self.energy, x, self.config, noise=noise, score=self.score)
         self.steps_run += self.config.n_steps * len(images)
         return out.cpu()
 
     def energies(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N,) float32 on the CPU: the network's own output, in float32."""
+        x = images.to(self.device, memory_format=torch.channels_last)
+        if isinstance(self.score, ExactScore) and self.precision == "float32":
+            return self.score.energy(x).cpu()
         with torch.no_grad():
-            return self.energy(images.to(self.device, memory_format=torch.channels_last)).float().cpu()
+            return self.energy(x).float().cpu()
 
     def settings(self) -> JSON:
         return {
@@ -84,14 +104,9 @@ class LangevinStage:
             "model": self.model,
             **dataclasses.asdict(self.config),
             "precision": self.precision,
+            "engine": f"{self.score.name}: {self.score.why}",
             "device": self.device.type,
         }
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        if self.precision == "float32":
-            return self.energy(x)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return self.energy(x).float()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

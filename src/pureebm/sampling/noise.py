@@ -35,16 +35,13 @@ def philox4x32(counter: Words, key: tuple[int, int], *, rounds: int = 10) -> Wor
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        high0, low0 = _multiply(x0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(x2, _MULTIPLIERS[1])
-        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
+        # Products wrap modulo 2**64. Of x1 and x3 only the low words count; they are masked where it matters.
+        product0, product1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
+        x0 = ((product1 >> 32) ^ x1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        x2 = ((product0 >> 32) ^ x3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        x1, x3 = product1, product0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return x0, x1, x2, x3
-
-
-def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    product = word * constant  # wraps modulo 2**64; the shift's sign bits are masked away
-    return (product >> 32) & _MASK, product & _MASK
+    return x0, x1 & _MASK, x2, x3 & _MASK
 
 
 def id_words(ids: Sequence[str]) -> Tensor:
