@@ -13,7 +13,7 @@ from pureebm.evaluation.tables import CONTRACT
 
 SUITE = """
 title = "Mine"
-defenses = ["jpeg-50", "epic-0.1"]
+defenses = ["jpeg-50", "ddpm"]
 
 [[scenario]]
 name = "b"
@@ -40,7 +40,7 @@ def test_a_suite_is_run_shown_and_reported(suite: str, capsys: pytest.CaptureFix
     assert run(base) == 1  # one defense is not installed
     told = capsys.readouterr().err
     assert "2 cards made, 2 were there, in results/mine" in told
-    assert "not run: b/no-attack/seed0/epic-0.1 and 1 others: defense not installed: epic-0.1" in told
+    assert "not run: b/no-attack/seed0/ddpm and 1 others: defense not installed: ddpm" in told
 
     assert run(["bench", "show", "--suite", suite, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

@@ -155,6 +155,14 @@ def test_an_exact_score_that_fails_is_left_with_a_reason(monkeypatch: pytest.Mon
     assert checked(score, net, pictures(2)).why.endswith("since it failed: no such operator")
 
 
+def test_a_compiled_score_runs_the_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: compiled.append(graph) or graph)
+    net, images = network("local"), pictures(2)
+    score = make_score(net, compiled=True)
+    assert checked(score, net, images) is score and len(compiled) == 1 and score.why.endswith("graph, compiled")
+
+
 def test_images_that_no_network_takes_are_refused() -> None:
     score = make_score(network("local"))
     for images, message in ((pictures(1, 12, 32), "at least 16 px"), (torch.rand(2, 4, 32, 32), "3 channels")):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pureebm.energy import engine
+from pureebm.energy.networks import LocalEnergy
 from pureebm.errors import InputError
 from pureebm.purify import stages
 from pureebm.purify.stages import Chain, LangevinStage
@@ -60,3 +62,44 @@ def test_bfloat16_is_taken_only_if_the_gradient_survives_it(
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(InputError, match="got 'half'"):
         LangevinStage(quadratic, LangevinConfig(), precision="half")
+
+
+def local() -> LocalEnergy:
+    torch.manual_seed(0)
+    energy = LocalEnergy((8,), (1,))
+    for parameter in energy.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return energy
+
+
+def test_a_known_network_takes_the_exact_engine_and_the_record_says_so() -> None:
+    images, ids = torch.rand(3, 3, 16, 20) * 2 - 1, ["a", "b", "c"]
+    config = LangevinConfig(n_steps=3, step_size=0.03, temperature=1e-2)
+    exact, eager = (LangevinStage(local(), config, precision="float32", engine=name) for name in ("auto", "eager"))
+    out = exact.purify_batch(images, ids, seed=1)
+    assert torch.allclose(out, eager.purify_batch(images, ids, seed=1), atol=1e-5)
+    assert torch.allclose(exact.energies(images), eager.energies(images), rtol=1e-4, atol=1e-5)
+    assert exact.settings()["engine"] == "exact: LocalEnergy has an explicit graph"
+    assert eager.settings()["engine"] == "eager: the eager engine was asked for"
+    assert "no explicit graph" in stage().settings()["engine"]
+    out += 1  # an ordinary tensor, not one of inference mode
+    assert not out.is_inference()
+
+
+def test_an_exact_engine_that_is_wrong_on_the_first_batch_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine.CHECK_LIMIT, "float32", -1.0)
+    stage = LangevinStage(local(), LangevinConfig(n_steps=1), precision="float32")
+    Chain([stage]).prepare(torch.rand(2, 3, 16, 16))
+    assert stage.settings()["engine"] == "eager: the exact engine was left, since its gradient differs from autograd's"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, "bfloat16"), (1e-6, "float32")])
+def test_precision_is_settled_with_the_exact_engine_too(
+    limit: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(stages, "SELF_CHECK_LIMIT", limit)
+    automatic = LangevinStage(local(), LangevinConfig(n_steps=1), precision="auto")
+    automatic.prepare(torch.rand(2, 3, 16, 16))
+    told = automatic.settings()
+    assert told["precision"] == automatic.score.precision == expected and told["engine"].startswith("exact: ")

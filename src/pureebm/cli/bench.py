@@ -173,6 +173,55 @@ def report(
     say(f"{len(found)} cards -> {out}")
 
 
+@app.command("speed")
+def speed(
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute, and no card.")] = False,
+    model: options.Model = options.DEFAULT_MODEL,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    out: Out = Path("results"),
+    json_: options.Json = False,
+) -> None:
+    """Measure images per second side by side: the authors' loop, the exact engine, the bundled model.
+
+    The first three are 150 updates of the paper's network, scaled from a few. Without --quick a card is written.
+    """
+    place = options.parse_device(device)
+    options.use_threads(threads)
+    from pureebm.evaluation.speed import QUICK, SpeedConfig, measure, write_speed_card
+
+    told = None if quick or json_ else lambda number: say(f"turn {number}")
+    measured = measure(QUICK if quick else SpeedConfig(), model=model, device=place, on_round=told)
+    path = None if quick else write_speed_card(out, measured, command=_command())
+    emit(measured | {"card": path and str(path)}) if json_ else _say_speed(measured, path)
+
+
+def _say_speed(measured: JSON, path: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    titles = {
+        "plain_loop": "paper's network, authors' loop restated",
+        "exact_float32": "paper's network, exact engine, float32",
+        "exact_bfloat16": "paper's network, exact engine, bfloat16",
+        "default": f"bundled model, {measured['default_settings']['n_steps']} updates",
+        "student": "one-pass student",
+    }
+    table = Table("", "images/s", "times the loop", title=f"{measured['device']}, {measured['threads']} threads")
+    for name, title in titles.items():
+        if measured[name] is not None:
+            table.add_row(title, f"{measured[name]:.3g}", f"{measured['ratios'][name]:.2f}")
+    Console(stderr=True, highlight=False).print(table)
+    for precision, share in measured["peak_shares"].items():
+        say(
+            f"{precision}: {100 * share:.0f} % of the measured peak of {measured['peak_gflops'][precision]:.0f} GFLOP/s"
+        )
+    steps = measured["protocol"]["scaled_from_steps"]
+    say(f"the paper's chains are of {measured['protocol']['n_steps']} updates, scaled from {steps} of them")
+    if path is not None:
+        say(f"card: {path}")
+
+
 QUICK_ONLY = (
     "model", "steps", "step_size", "temperature", "noise", "set_", "seeds", "joint", "n_train", "n_poisons", "eps",
 )  # fmt: skip

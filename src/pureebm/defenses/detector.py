@@ -10,6 +10,8 @@ no part of their papers' tables: they stand here for the many defenses that dete
 Differs: both papers train, filter, and train anew; here the victim under training is looked at once and goes on with
 what was kept. The number of neighbors is ours: as many as a class has images, so that poisons of less than half that
 number do not outvote the images that they lie among.
+Limit: an image that the network misreads has strangers for neighbors too, so that a weak network loses many clean
+images to the second rule: 1,123 of 2,000 for a victim that reads 48 % of the test set without it.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def friendly_noise(network: nn.Module, pixels: Tensor, config: Config, generator
     for _ in range(config.n_steps):
         change = delta.clamp(-limit, limit)
         output = F.log_softmax(network(2 * (pixels + change).clamp(0, 1) - 1), dim=1)
-        loss = F.kl_div(output, wanted, reduction="batchmean", log_target=True) + config.mu * change.square().mean()
+        loss = F.kl_div(output, wanted, reduction="batchmean", log_target=True) - config.mu * change.square().mean()
         (delta.grad,) = torch.autograd.grad(loss, delta)
         optimizer.step()
     return delta.detach().clamp(-limit, limit)

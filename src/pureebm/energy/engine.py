@@ -107,7 +107,7 @@ class ExactScore:
         size = -(-n // count)
         if count * size > n:
             x = torch.cat([x, x[:1].expand(count * size - n, -1, -1, -1)])
-        return list(x.split(size)) if n else [x]
+        return list(torch.split(x, size)) if n else [x]
 
 
 def make_score(
@@ -133,7 +133,8 @@ def make_score(
         return EagerScore(energy, precision, "the eager engine was asked for")
     if type(energy) in (SNGANEnergy, LocalEnergy):
         network = cast("SNGANEnergy | LocalEnergy", energy)
-        return ExactScore(network, precision, f"{type(energy).__name__} has an explicit graph", compiled=compiled)
+        why = f"{type(energy).__name__} has an explicit graph" + ", compiled" * compiled
+        return ExactScore(network, precision, why, compiled=compiled)
     why = f"{type(energy).__name__} has no explicit graph"
     if engine == "exact":
         raise InputError(f"the exact engine knows SNGANEnergy and LocalEnergy; {why}; take --engine auto")

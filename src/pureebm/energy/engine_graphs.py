@@ -55,9 +55,14 @@ def adjoint3(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1)
 
 
+def shifted3(weight: Tensor) -> Tensor:
+    """(out, in, 3, 3) of padding 1 -> (out, 4, in, 4, 4) of stride 2 and padding 1: the four places of a 2x2 cell."""
+    return torch.stack([F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)], dim=1)
+
+
 def pooled3(weight: Tensor) -> Tensor:
     """(out, in, 3, 3) before a 2x2 average pool -> (out, in, 4, 4) of stride 2, both with padding 1."""
-    return sum(F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)) / 4  # type: ignore[return-value]
+    return shifted3(weight).mean(dim=1)
 
 
 def shut(gradient: Tensor, activation: Tensor) -> Tensor:
@@ -81,12 +86,13 @@ class SNGANGraph:
     def __init__(self, energy: SNGANEnergy, dtype: torch.dtype) -> None:
 
         def tensors(layer: nn.Module) -> tuple[Tensor, Tensor]:
-            return layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)  # type: ignore[union-attr, operator]
+            return layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)  # type: ignore[operator]
 
         self.floats_per_pixel = energy.block1.c1.out_channels
         (w1, b1), (w2, b2), (ws, bs) = (tensors(c) for c in (energy.block1.c1, energy.block1.c2, energy.block1.c_sc))
         self.first = Convolution(w1, b1, padding=1, relu=True)
-        self.first_back = Convolution(adjoint3(w1), padding=1)
+        # Three channels leave most of a processor's lanes empty: compute 2x2 cells of them, and shuffle.
+        self.first_back = Convolution(shifted3(adjoint3(w1)).flatten(0, 1), stride=2, padding=1)
         self.pool1, self.pool1_back = _pooled_pair(w2, b2 + bs)
         self.shortcut1 = Convolution(ws)
         self.shortcut1_back = Convolution(ws.transpose(0, 1) / 4)
@@ -127,7 +133,8 @@ class SNGANGraph:
         below = shut(self.second_back(shut(self.pool2_back(g), a2)), r1)
         g = below.add_(F.interpolate(self.shortcut2_back(g), scale_factor=2))
         side = F.interpolate(self.shortcut1_back(g), scale_factor=2)
-        gradient = self.first_back(shut(self.pool1_back(g), a1)).add_(side)
+        cells = self.first_back(shut(self.pool1_back(g), a1))  # (N, 12, H/2, W/2)
+        gradient = F.pixel_shuffle(cells, 2).add_(side)
         return values, unpad(gradient, *images.shape[2:])
 
     def energy(self, images: Tensor) -> Tensor:
@@ -155,7 +162,7 @@ class LocalGraph:
     def __init__(self, energy: LocalEnergy, dtype: torch.dtype) -> None:
 
         def weight(layer: nn.Module) -> Tensor:
-            return layer.weight.detach().to(dtype)  # type: ignore[union-attr, operator]
+            return layer.weight.detach().to(dtype)  # type: ignore[operator]
 
         def blocks(layers: nn.Module) -> list[_BlockPair]:
             return [_BlockPair(weight(block.c1), weight(block.c2)) for block in cast("list[_PlainBlock]", layers)]

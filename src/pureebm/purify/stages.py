@@ -32,6 +32,8 @@ class LangevinStage:
             hardware, if the first batch's gradient agrees with float32; the state is float32 always.
         engine: "exact" (an explicit graph, for the networks that have one), "eager" (autograd), or "auto": exact
             where it is there and agrees with autograd on the first batch.
+        compiled: the exact engine through torch.compile, checked in the same way. On processors it takes a minute to
+            compile and gains nothing, since the convolutions are the same.
         model: what identifies the weights in records: name, sha256, ...
 
     A value that became non-finite is returned as it is: the job refuses to write it.
@@ -45,6 +47,7 @@ class LangevinStage:
         device: torch.device | str = "cpu",
         precision: str = "auto",
         engine: str = "auto",
+        compiled: bool = False,
         model: JSON | None = None,
     ) -> None:
         if precision not in ("auto", "float32", "bfloat16"):
@@ -61,7 +64,7 @@ class LangevinStage:
             self.precision = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
         self._may_lower = precision == "auto"
         self._unchecked = True
-        self.score = make_score(energy, self.precision, engine=engine)
+        self.score = make_score(energy, self.precision, engine=engine, compiled=compiled)
         self.steps_run = 0
 
     def prepare(self, images: Tensor) -> None:
