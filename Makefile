@@ -11,7 +11,7 @@ demo: $(READY)
 	$(VENV)/bin/pureebm demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m "slow and not gpu"

@@ -207,7 +207,7 @@ def _say_speed(measured: JSON, path: Path | None) -> None:
         "default": f"bundled model, {measured['default_settings']['n_steps']} updates",
         "student": "one-pass student",
     }
-    table = Table("", "images/s", "times the loop", title=f"{measured['device']}, {measured['threads']} threads")
+    table = Table("", "images/s", "times the loop", title=f"{measured['device']}, threads: {measured['threads']}")
     for name, title in titles.items():
         if measured[name] is not None:
             table.add_row(title, f"{measured[name]:.3g}", f"{measured['ratios'][name]:.2f}")

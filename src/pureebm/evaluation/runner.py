@@ -280,7 +280,7 @@ def clean_key(scenario: Scenario) -> str:
 
 def identity(defense: Defense) -> str:
     """A short hash of a defense's settings, without where and how exactly it computes, and without words."""
-    return digest(_without(defense.settings(), ("device", "precision", "intended_use", "limits")))[:8]
+    return digest(_without(defense.settings(), ("device", "precision", "engine", "intended_use", "limits")))[:8]
 
 
 def goal_rates(

@@ -80,6 +80,10 @@ class Sizes:
         full = [n for n in Counter(self.shapes).values() if n >= 4]
         return AUTO_BATCH_SIZE if 2 * sum(full) >= len(self.shapes) else 1
 
+    def common_shape(self) -> tuple[int, int]:
+        """Height and width of most pictures; 32x32 if none could be read."""
+        return self.example.pixels.shape[:2] if self.example is not None else (32, 32)
+
     def chunk_items(self) -> int:
         """Items of one chunk: 256, or fewer if pictures are large, so that memory stays bounded."""
         return int(max(1, min(CHUNK_ITEMS, CHUNK_PIXELS // self.mean_area)))

@@ -33,6 +33,7 @@ import torch
 from pureebm.data.base import Loaded, Pixels, Result, Sink, Source
 from pureebm.data.ranges import stack
 from pureebm.errors import InputError, Interrupted, ItemError
+from pureebm.purify.batch_size import choose_batch_size
 from pureebm.purify.batches import (
     Outcome,
     Sizes,
@@ -408,7 +409,8 @@ def _settle(source: Source, stage: Stage, config: JobConfig, recorded: JSON | No
         if recorded["on_error"] == "fail":  # nothing has failed so far: the answer to failures may change freely
             recorded["on_error"] = config.on_error
     else:
-        settings |= {"batch_size": sizes.batch_size(), "chunk_items": sizes.chunk_items()}
+        size = config.batch_size or choose_batch_size(stage, sizes.batch_size(), images, *sizes.common_shape())
+        settings |= {"batch_size": size, "chunk_items": sizes.chunk_items()}
     if config.batch_size is not None:
         settings["batch_size"] = config.batch_size
     return settings

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pureebm.data.base import Picture
 from pureebm.data.pictures import decode_pil, encode_pil
 from pureebm.data.ranges import stack, to_pm1, to_uint8, unstack
+from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError
 from pureebm.purify.job import JobConfig, RunRecord, run
@@ -73,8 +74,13 @@ class Purifier:
         `config` defaults to the paper's constants. A network whose gradient depends on the image's area (one
         that averages over positions) should rescale its output itself, as `SNGANEnergy` does.
         """
+        known = isinstance(energy, LocalEnergy | SNGANEnergy)  # these return (N,), and have an explicit gradient
         stage = LangevinStage(
-            _Flat(energy), config or LangevinConfig(), device=device, precision=precision, model={"name": name}
+            energy if known else _Flat(energy),
+            config or LangevinConfig(),
+            device=device,
+            precision=precision,
+            model={"name": name},
         )
         return cls(stage)
 
