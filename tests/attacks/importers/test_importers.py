@@ -20,7 +20,7 @@ class Calls:
         return os.system, ("touch never",)
 
 
-@pytest.mark.parametrize("format", set(FORMATS) - {"narcissus", "ntga"})
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"narcissus", "ntga"}))
 def test_a_hostile_pickle_is_refused_and_not_run_in_every_format(
     format: str, tmp_path: Path, base: object, test_set: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
