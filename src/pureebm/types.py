@@ -18,6 +18,18 @@ class Energy(Protocol):
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
+class Coordinates(Protocol):
+    """An invertible, symmetric linear map W of images; an energy's attribute `whitening` is one, or None."""
+
+    def whiten(self, images: Tensor, /) -> Tensor:
+        """x -> W x."""
+        ...
+
+    def color(self, coordinates: Tensor, /) -> Tensor:
+        """y -> W^-1 y."""
+        ...
+
+
 class Noise(Protocol):
     """Standard normal noise of one update: a function of the step and of the images it stands for."""
 

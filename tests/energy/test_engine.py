@@ -21,6 +21,7 @@ NETWORKS = {
     "sngan-32": lambda: SNGANEnergy(32),
     "local": lambda: LocalEnergy((8, 12, 16), (1, 2, 2)),
     "local-of-one-level": lambda: LocalEnergy((6,), (1,)),
+    "local-whitened": lambda: LocalEnergy((8, 12), (1, 1), whiten=4.0),
 }
 
 

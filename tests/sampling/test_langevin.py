@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pureebm.energy.coordinates import Whitening
+from pureebm.energy.networks import LocalEnergy
 from pureebm.errors import InputError
 from pureebm.sampling.langevin import LangevinConfig, StepTrace, langevin
 from pureebm.sampling.noise import CounterNoise
@@ -119,3 +121,32 @@ def test_an_energy_of_another_shape_and_images_of_another_type_are_refused() -> 
         langevin(lambda x: x.sum(), torch.zeros(2, 3, 4, 4), LangevinConfig(n_steps=1), noise=gaussian(2))
     with pytest.raises(InputError, match="must be .* float32"):
         langevin(quadratic, torch.zeros(2, 3, 4, 4).double(), LangevinConfig(), noise=gaussian(2))
+
+
+def test_an_energy_of_whitened_coordinates_is_walked_in_them() -> None:
+    torch.manual_seed(0)
+    net = LocalEnergy((6, 8), (1, 1), whiten=4.0)
+    torch.nn.init.normal_(net.head.weight, std=0.1)
+    assert net.whitening is not None
+    x, noise = torch.rand(3, 3, 24, 16) * 2 - 1, gaussian(3)
+    config = LangevinConfig(n_steps=5, step_size=0.05, temperature=0.01, initial_noise=0.1)
+    in_coordinates = langevin(net.potential, net.whitening.whiten(x), config, noise=noise)
+    torch.testing.assert_close(langevin(net, x, config, noise=noise), net.whitening.color(in_coordinates))
+
+
+def test_coordinates_change_the_way_and_not_where_it_ends() -> None:
+    # For E = |x|^2 / 2 each wave of amplitude a in the noise is an AR(1) chain of factor 1 - s^2 a^2 / 2T; with small
+    # steps all waves end with the variance T of the energy itself, and the strong ones get there first.
+    class Quadratic:
+        whitening = Whitening(strength=3.0)
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return quadratic(images)
+
+    config = LangevinConfig(n_steps=400, step_size=0.02, temperature=0.01)
+    end = langevin(Quadratic(), torch.zeros(512, 1, 8, 8), config, noise=gaussian(512))
+    assert end.mean(dim=(2, 3)).std().item() == pytest.approx((0.01 / 64) ** 0.5, rel=0.1)
+    assert end.std().item() == pytest.approx(0.1, rel=0.03)
+    once = LangevinConfig(n_steps=1, step_size=0.02)
+    early = langevin(Quadratic(), torch.zeros(512, 1, 8, 8), once, noise=gaussian(512))
+    assert early.mean(dim=(2, 3)).std().item() == pytest.approx(0.02 * 10**0.5 / 8, rel=0.1)

@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pureebm.data.ranges import to_pm1
+from pureebm.energy.weights import load_model
 from pureebm.errors import DivergedError, Interrupted, MismatchError
+from pureebm.sampling.langevin import energy_and_gradient
 from pureebm.training import energy as training
 from pureebm.training import scalars
 from pureebm.training.energy import Runtime, train_energy
@@ -194,3 +197,23 @@ def test_training_learns_to_denoise_and_to_raise_the_energy_of_noise(source, tmp
     assert losses[-1] < 0.5 < losses[0]
     signs = card["validation"]["perturbations"]["signs"]
     assert signs["paired"] == 1 and signs["survival"] < 0.6
+
+
+def test_an_energy_for_colored_noise_learns_to_remove_it_and_keeps_its_coordinates(source, tmp_path):
+    # Only the highest frequencies of these images mean something: colored noise lies below, and is easy to tell apart.
+    checker = np.indices((16, 16)).sum(0) % 2 * 120
+    levels = np.random.default_rng(1).choice([-1, 1], 64)
+    np.savez(source, images=(128 + levels[:, None, None] * (checker - 60)).astype(np.uint8)[..., None].repeat(3, 3))
+    easy = replace(DSM, widths=(16, 16), batch=16, lr_warmup=10, warm_lr=3e-3, lr=2e-3, ema=0.9, whiten=4.0)
+    train_energy(
+        source, tmp_path / "run", replace(easy, warm_steps=300, steps=40, validate_every=340), runtime=runtime()
+    )
+    energy = load_model(str(tmp_path / "run" / "model.safetensors")).energy
+    assert energy.config["whiten"] == 4.0
+    way, generator = energy.whitening, torch.Generator().manual_seed(0)
+    clean = to_pm1(torch.from_numpy(np.load(source)["images"])).permute(0, 3, 1, 2)
+    noise = 0.1 * way.color(torch.randn(clean.shape, generator=generator))
+    noisy = clean + noise
+    _, gradient = energy_and_gradient(energy, noisy)
+    restored = noisy - way.color(way.color(gradient))
+    assert (restored - clean).square().mean() < 0.3 * noise.square().mean()

@@ -58,11 +58,12 @@ class Whitening:
 def _filtered(images: Tensor, gain: Tensor) -> Tensor:
     """Multiply the cosine coefficients of (N, C, H, W) by (H, W) gains."""
     rows, columns = (_cosines(n, images.device, images.dtype) for n in images.shape[-2:])
-    coefficients = rows @ images @ columns.T
-    return rows.T @ (coefficients * gain) @ columns
+    with torch.autocast(images.device.type, enabled=False):
+        return rows.T @ ((rows @ images @ columns.T) * gain) @ columns
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept, and then used where gradients are taken
 def _cosines(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthonormal matrix (n, n) of the type II cosine transform; row k has frequency k / 2n."""
     k, place = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)

@@ -68,6 +68,7 @@ class ExactScore:
     def __init__(self, energy: SNGANEnergy | LocalEnergy, precision: str, why: str, *, compiled: bool = False) -> None:
         dtype = DTYPES[precision]
         self.precision, self.why, self.compiled, self.dtype = precision, why, compiled, dtype
+        self.whitening = energy.whitening if isinstance(energy, LocalEnergy) else None
         graph = SNGANGraph(energy, dtype) if isinstance(energy, SNGANEnergy) else LocalGraph(energy, dtype)
         self.bytes_per_pixel = graph.floats_per_pixel * dtype.itemsize
         self.forward = graph.energy
@@ -83,21 +84,26 @@ class ExactScore:
         check_images(images)
         if images.shape[1] != 3:
             raise InputError(f"images must have 3 channels, got {tuple(images.shape)}")
-        x = images.to(self.dtype, memory_format=torch.channels_last)
+        x = self._inputs(images)
         values, gradients = [], []
         for part in self._parts(x):
             value, gradient = self.graph(part, energies)
             values.append(value)
             gradients.append(gradient)
         gradient = (torch.cat(gradients)[: len(images)] if len(gradients) > 1 else gradients[0]).to(images.dtype)
+        gradient = self.whitening.whiten(gradient) if self.whitening else gradient  # W is symmetric: grad E = W grad U
         return (torch.cat(cast("list[Tensor]", values))[: len(images)] if energies else None), gradient
 
     @torch.inference_mode()
     def energy(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N,) float32: the forward pass alone."""
         check_images(images)
-        x = images.to(self.dtype, memory_format=torch.channels_last)
-        return torch.cat([self.forward(part) for part in self._parts(x)])[: len(images)]
+        return torch.cat([self.forward(part) for part in self._parts(self._inputs(images))])[: len(images)]
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        """What the graph works on."""
+        x = self.whitening.whiten(images) if self.whitening else images
+        return x.to(self.dtype, memory_format=torch.channels_last)
 
     def _parts(self, x: Tensor) -> list[Tensor]:
         """Equal parts: an image's bits then do not depend on its place. The last is filled up with the first image."""

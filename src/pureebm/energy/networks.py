@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pureebm.energy.coordinates import Whitening
 from pureebm.errors import InputError
 
 MIN_SIZE = 16
@@ -126,15 +127,22 @@ class LocalEnergy(nn.Module):
         widths: channels at 1/2, 1/4, ... of the resolution.
         blocks: residual blocks at each of them, on the way down and again on the way up (the lowest
             has its blocks once).
+        whiten: strength of the colored noise that it is made for (`energy.coordinates`); 0 is white. With it, all of
+            the above is about whitened coordinates: U(y) and f(y) of y = W x, and E(x) = U(W x).
     """
 
     architecture: ClassVar[str] = "local"
 
-    def __init__(self, widths: Sequence[int] = (48, 96, 96), blocks: Sequence[int] = (1, 1, 2)) -> None:
+    def __init__(
+        self, widths: Sequence[int] = (48, 96, 96), blocks: Sequence[int] = (1, 1, 2), whiten: float = 0.0
+    ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise InputError(f"widths and blocks must be of one length, got {widths} and {blocks}")
         self.config: dict[str, Any] = {"widths": list(widths), "blocks": list(blocks)}
+        if whiten:
+            self.config["whiten"] = whiten
+        self.whitening = Whitening(strength=whiten) if whiten else None
         self.multiple = 2 ** len(widths)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList()
@@ -169,7 +177,11 @@ class LocalEnergy(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images)
-        return -0.5 * (images * self.correction(images)).sum(dim=(1, 2, 3))
+        return self.potential(self.whitening.whiten(images) if self.whitening else images)
+
+    def potential(self, coordinates: Tensor) -> Tensor:
+        """U(y), (N, 3, H, W) -> (N,): the energy in the coordinates that the network works in."""
+        return -0.5 * (coordinates * self.correction(coordinates)).sum(dim=(1, 2, 3))
 
 
 def _plain_blocks(width: int, count: int) -> nn.Sequential:

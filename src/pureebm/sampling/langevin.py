@@ -128,28 +128,36 @@ def langevin(
         InputError: `images` is not 4-D float32, or `energy` does not return (N,).
 
     Source: arXiv 2405.18627, equations 4 and 11, Algorithm 1.
-    Differs: schedules, a scale of the noise and an initial noise exist; at their defaults they do nothing.
+    Differs: an energy with `whitening` (W, see `types.Coordinates`) is walked in its coordinates y = W x, which in
+        pixels is noise W^-1 z and a gradient multiplied by W^-2; the stationary density is the same. Schedules, a scale
+        of the noise and an initial noise exist; at their defaults they do nothing.
         No clamping between updates, as in the authors' code.
     """
     if images.ndim != 4 or images.dtype != torch.float32:
         raise InputError(f"images must be (N, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")
     start = images.detach()
     x = start
-    traced = on_step is not None
+    traced, coordinates = on_step is not None, getattr(energy, "whitening", None)
 
     def evaluate(x: Tensor) -> tuple[Tensor | None, Tensor]:
         return energy_and_gradient(energy, x) if score is None else score(x, energies=traced)
 
+    def draw(step: int) -> Tensor:
+        z = noise(step, x)
+        return coordinates.color(z) if coordinates else z
+
     if config.initial_noise and config.n_steps:
-        x = x + config.initial_noise * noise(0, x)
+        x = x + config.initial_noise * draw(0)
     for step in range(config.n_steps):
         step_size, temperature = config.at(step)
         values, gradient = evaluate(x)
         if on_step is not None:
             on_step(_trace(step, values, gradient, x - start))
+        if coordinates:
+            gradient = coordinates.color(coordinates.color(gradient))
         x = torch.add(x, gradient, alpha=-(step_size**2) / (2 * temperature))
         if config.noise:
-            x = x.add_(noise(step + 1, x), alpha=config.noise * step_size)
+            x = x.add_(draw(step + 1), alpha=config.noise * step_size)
     if on_step is not None:
         values, gradient = evaluate(x)
         on_step(_trace(config.n_steps, values, gradient, x - start))

@@ -25,6 +25,9 @@ class EnergySettings:
     model: Annotated[Literal["local", "sngan"], "the light network or the paper's"] = "local"
     widths: Annotated[tuple[int, ...], "local: channels at 1/2, 1/4, ... of the resolution"] = (48, 96, 96)
     blocks: Annotated[tuple[int, ...], "local: residual blocks at each of them"] = (1, 1, 2)
+    whiten: Annotated[
+        float, "local: how many times stronger the noise of training and sampling is at long waves; 0 is white"
+    ] = 0.0
     width: Annotated[int, "sngan: channels; 128 is the published network"] = 128
     size: Annotated[int, "side in pixels that every image is brought to"] = 32
     batch: Annotated[int, "images a step (on each device)"] = 64

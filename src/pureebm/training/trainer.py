@@ -133,9 +133,15 @@ class Trainer:
         sigma, z = sigma.to(clean.device), self.normal(clean)
         if phase.name == "warm":
             assert isinstance(self.energy, LocalEnergy)
-            return Step(objectives.warm_start_loss(self.energy.restore, clean, sigma, z))
-        unit = known(self.settings.energy_unit)
-        return Step(objectives.score_matching_loss(self.energy, clean, sigma, z, unit=unit))
+            return Step(objectives.warm_start_loss(self.energy.restore, self.coordinates(clean), sigma, z))
+        unit, energy = known(self.settings.energy_unit), self.energy
+        potential = energy.potential if isinstance(energy, LocalEnergy) else energy
+        return Step(objectives.score_matching_loss(potential, self.coordinates(clean), sigma, z, unit=unit))
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        """Images as the network sees them: whitened, if it is made for colored noise."""
+        whitening = self.energy.whitening if isinstance(self.energy, LocalEnergy) else None
+        return whitening.whiten(images).contiguous(memory_format=torch.channels_last) if whitening else images
 
     def _likelihood(self, clean: Tensor) -> Step:
         assert self.bank is not None
@@ -219,7 +225,7 @@ class Trainer:
 def build_energy(settings: EnergySettings) -> Network:
     """The untrained network that the settings describe, or the weights that they start from."""
     if settings.model == "local":
-        energy: Network = LocalEnergy(settings.widths, settings.blocks)
+        energy: Network = LocalEnergy(settings.widths, settings.blocks, settings.whiten)
     else:
         energy = SNGANEnergy(settings.width, train_size=settings.size)
     if settings.init is None:
