@@ -12,7 +12,7 @@ from pureebm.attacks.triggers import AddTrigger
 from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
-from pureebm.evaluation.quick import train_small
+from pureebm.evaluation.quick import SURROGATES
 
 World = tuple[Classifier, Tensor, LabeledSet]
 QUICK = Config(surrogate_epochs=3, warm_up_epochs=3, n_steps=40, batch_size=64)
@@ -31,12 +31,12 @@ def stripes(n: int, period: int, seed: int) -> Tensor:
 def world() -> World:
     pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
     public = LabeledSet(pood, torch.arange(2).repeat_interleave(256), 2)
-    return train_surrogate(public, QUICK, train=train_small, seed=0), stripes(256, 5, 3), public
+    return train_surrogate(public, QUICK, train=SURROGATES, seed=0), stripes(256, 5, 3), public
 
 
 def test_the_budget_holds_exactly_on_the_8_bit_images(world: World) -> None:
     surrogate, target, public = world
-    trigger = make_trigger(surrogate, target, public, QUICK, train=train_small, seed=0)
+    trigger = make_trigger(surrogate, target, public, QUICK, train=SURROGATES, seed=0)
     steps = trigger * 127.5
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert steps.abs().max().round() == 8  # it uses the budget, and no more
@@ -52,10 +52,10 @@ def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_im
     surrogate, target, public = world
     losses: list[float] = []
     trigger = make_trigger(
-        surrogate, target, public, QUICK, train=train_small, seed=0, on_step=lambda _, loss: losses.append(loss)
+        surrogate, target, public, QUICK, train=SURROGATES, seed=0, on_step=lambda _, loss: losses.append(loss)
     )
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    other = make_trigger(surrogate, public.images[:256], public, QUICK, train=train_small, seed=0)
+    other = make_trigger(surrogate, public.images[:256], public, QUICK, train=SURROGATES, seed=0)
     assert (trigger - other).abs().mean() > 0.1 * trigger.abs().mean()  # another class, another trigger
 
 
@@ -66,7 +66,7 @@ def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_se
     before = {name: value.clone() for name, value in surrogate.state_dict().items()}
     short = Config(warm_up_epochs=1, n_steps=2, batch_size=64)
     first, again, other = (
-        make_trigger(surrogate, target, public, short, train=train_small, seed=seed) for seed in (1, 1, 2)
+        make_trigger(surrogate, target, public, short, train=SURROGATES, seed=seed) for seed in (1, 1, 2)
     )
     assert first.equal(again)
     assert not first.equal(other)
@@ -101,7 +101,7 @@ def test_crafting_keeps_labels_order_and_budget_and_names_its_goal(world: World)
     _, target, public = world
     data = LabeledSet(torch.cat([public.images, target]), torch.arange(3).repeat_interleave(256), 3)
     config = Config(budget=0.05, target_class=2, surrogate_epochs=1, warm_up_epochs=1, n_steps=3, multiplier=3)
-    attacker = Attacker(train=train_small, public=public)
+    attacker = Attacker(train=SURROGATES, public=public)
     poisoned = craft(data, config, attacker=attacker, seed=5)
     after = poisoned.apply(data)
     changed = (after.images != data.images).flatten(1).any(1).nonzero().squeeze(1)
@@ -111,4 +111,4 @@ def test_crafting_keeps_labels_order_and_budget_and_names_its_goal(world: World)
     assert poisoned.goal.target_class == 2 and poisoned.goal.trigger.multiplier == 3
     assert poisoned.images.equal(AddTrigger(poisoned.goal.trigger.pattern).apply(data.images[changed]))
     with pytest.raises(InputError, match="needs public out-of-distribution images"):
-        craft(data, config, attacker=Attacker(train=train_small), seed=5)
+        craft(data, config, attacker=Attacker(train=SURROGATES), seed=5)

@@ -19,7 +19,7 @@ from pureebm.classifiers.weights import load_classifier
 from pureebm.cli import train
 from pureebm.cli.main import run
 from pureebm.data.labels import read_labeled_source
-from pureebm.training import victims
+from pureebm.training import runtime
 from pureebm.training.classifier import predict
 from pureebm.training.recipes import RECIPES
 
@@ -84,13 +84,13 @@ def test_a_finished_run_is_not_trained_again_and_can_be_tested_anew(trained, sou
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, source, capsys, monkeypatch, stop_at) -> None:
     arguments = ["train", "classifier", source, "--epochs", "2", *PLAIN, "--out"]
     assert run([*arguments, str(tmp_path / "whole")]) == 0
-    made = victims.VictimRuntime
+    made = runtime.Runtime
     asked: list[int] = []
 
-    def stopping(**values: object) -> victims.VictimRuntime:
+    def stopping(**values: object) -> runtime.Runtime:
         return made(**{**values, "stop": lambda: asked.append(1) or len(asked) == stop_at})  # 5 updates an epoch
 
-    monkeypatch.setattr(victims, "VictimRuntime", stopping)
+    monkeypatch.setattr(runtime, "Runtime", stopping)
     assert run([*arguments, str(tmp_path / "cut")]) == 130
     assert "stopped in epoch 2" in capsys.readouterr().err
     assert not (tmp_path / "cut" / "model.json").exists()

@@ -16,7 +16,8 @@ from pureebm.errors import DivergedError, Interrupted, MismatchError
 from pureebm.sampling.langevin import energy_and_gradient
 from pureebm.training import energy as training
 from pureebm.training import scalars
-from pureebm.training.energy import Runtime, train_energy
+from pureebm.training.energy import train_energy
+from pureebm.training.runtime import Runtime
 from pureebm.training.scalars import read_scalars
 from pureebm.training.settings import EnergySettings
 from pureebm.training.trainer import Phase, Trainer

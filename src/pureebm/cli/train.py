@@ -6,6 +6,7 @@ import functools
 import inspect
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -18,6 +19,7 @@ from pureebm.errors import InputError
 from pureebm.training.settings import EnergySettings
 
 if TYPE_CHECKING:
+    from pureebm.training.runtime import Runtime
     from pureebm.training.workers import Workers
 
 app = typer.Typer(help="Train energy models and classifiers.", no_args_is_help=True)
@@ -56,20 +58,13 @@ def _energy(
     OUT/model.safetensors and its card stand there from the first validation on; pictures are in OUT/diagnostics.
     """
     use_threads(threads)
-    from pureebm.training.energy import Runtime, train_energy
+    from pureebm.training.energy import train_energy
 
     settings |= {name: _numbers(settings[name]) for name in _LISTS}
     chosen = EnergySettings(**settings)
     workers = _workers(device, accelerate)
     with stop_on_signals() as stop:
-        runtime = Runtime(
-            workers=workers,
-            report=say if workers.rank == 0 else lambda line: None,
-            stop=stop.is_set,
-            checkpoint_minutes=checkpoint_minutes,
-            overwrite=overwrite,
-            command=shlex.join(["pureebm", *sys.argv[1:]]),
-        )
+        runtime = _runtime(workers, stop.is_set, checkpoint_minutes, overwrite)
         card = train_energy(source, out, chosen, holdout=holdout, runtime=runtime)
     if json_ and workers.rank == 0:
         emit({"model": str(out / "model.safetensors"), "card": card})
@@ -83,6 +78,19 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"expected whole numbers with commas between, such as 48,96, got {text!r}") from None
+
+
+def _runtime(workers: Workers, stop: Callable[[], bool], checkpoint_minutes: float, overwrite: bool) -> Runtime:
+    from pureebm.training.runtime import Runtime
+
+    return Runtime(
+        workers=workers,
+        report=say if workers.rank == 0 else lambda line: None,
+        stop=stop,
+        checkpoint_minutes=checkpoint_minutes,
+        overwrite=overwrite,
+        command=shlex.join(["pureebm", *sys.argv[1:]]),
+    )
 
 
 def _workers(device: str, accelerate: bool) -> Workers:
@@ -183,21 +191,14 @@ def _classifier(
     OUT/model.safetensors and its card model.json stand there at the end.
     """
     use_threads(threads)
-    from pureebm.training.victims import VictimRuntime, VictimSettings, train_victim
+    from pureebm.training.victims import VictimSettings, train_victim
 
     settings = VictimSettings(
         network=network, recipe=recipe, epochs=epochs, extractor=extractor, size=size, seed=seed, precision=precision
     )
     workers = _workers(device, accelerate)
     with stop_on_signals() as stop:
-        runtime = VictimRuntime(
-            workers=workers,
-            report=say if workers.rank == 0 else lambda line: None,
-            stop=stop.is_set,
-            checkpoint_minutes=checkpoint_minutes,
-            overwrite=overwrite,
-            command=shlex.join(["pureebm", *sys.argv[1:]]),
-        )
+        runtime = _runtime(workers, stop.is_set, checkpoint_minutes, overwrite)
         card = train_victim(source, out, settings, test=test, runtime=runtime)
     if json_ and workers.rank == 0:
         emit({"model": str(out / "model.safetensors"), "test_accuracy": card["test_accuracy"], "card": card})

@@ -11,7 +11,6 @@ Each victim is one card; cards that exist are not computed again.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -31,13 +30,13 @@ from pureebm.attacks.base import LabeledSet, poison_rows
 from pureebm.attacks.narcissus import Config as NarcissusConfig
 from pureebm.attacks.narcissus import make_trigger, train_surrogate
 from pureebm.attacks.triggers import AddTrigger
-from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import InputError
 from pureebm.evaluation.arrays import LabeledImages, read_labeled
 from pureebm.evaluation.cards import provenance, read_card, write_card
 from pureebm.evaluation.metrics import accuracy, poison_success
+from pureebm.evaluation.surrogates import Surrogates
 from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
 from pureebm.types import JSON, Stage
 
@@ -47,6 +46,7 @@ CHUNK = 500  # purified images are stored in files of this many
 BATCH = 100
 N_POOD = 28_000
 SURROGATE_SEED = 20
+SURROGATES = Surrogates(network="small-resnet", recipe=ClassifierConfig())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,33 +150,15 @@ def load_triggers(
         path = folder / f"narcissus-eps{config.eps}-seed{SETS[name].seed}-class{target}.npy"
         if not path.is_file():
             public = public or LabeledSet(data.pood.images, data.pood.labels, int(data.pood.labels.max()) + 1)
-            surrogate = surrogate or train_surrogate(public, config, train=train_small, seed=SURROGATE_SEED)
+            surrogate = surrogate or train_surrogate(public, config, train=SURROGATES, seed=SURROGATE_SEED)
             log.info("making %s", path.name)
             mine, seed = data.train.images[data.train.labels == target], SETS[name].seed + target
-            pattern = make_trigger(surrogate, mine, public, config, train=train_small, seed=seed)
+            pattern = make_trigger(surrogate, mine, public, config, train=SURROGATES, seed=seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, pattern.numpy(), allow_pickle=False)
         pattern = torch.from_numpy(np.load(path, allow_pickle=False))
         triggers.append(Trigger(path.stem, target, pattern, SETS[name].seed))
     return triggers
-
-
-def train_small(
-    data: LabeledSet,
-    *,
-    seed: int,
-    epochs: int | None = None,
-    network: str | None = None,
-    start: Classifier | None = None,
-    peak_rate: float | None = None,
-) -> Classifier:
-    """The attacker's `TrainSurrogate`: always a `SmallResNet`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        surrogate = copy.deepcopy(start) if start else SmallResNet(data.n_classes)
-    recipe = ClassifierConfig(epochs=epochs or 4, peak_rate=peak_rate or 0.1)
-    train_classifier(surrogate.requires_grad_(True), data.images, data.labels, recipe, seed=seed)
-    return surrogate.requires_grad_(False)
 
 
 def purify_cached(defense: Defense, images: Tensor, ids: Sequence[str], cache: Path) -> tuple[Tensor, float]:

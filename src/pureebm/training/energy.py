@@ -12,8 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from pureebm.sampling.langevin import LangevinConfig
 from pureebm.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from pureebm.training.diagnostics import draw_curves, draw_diagnostics
 from pureebm.training.images import load_images
+from pureebm.training.runtime import Runtime
 from pureebm.training.scalars import ScalarLog
 from pureebm.training.settings import EnergySettings
 from pureebm.training.trainer import Network, Phase, Trainer, known
@@ -38,20 +38,6 @@ MAX_ATTEMPTS = 3
 _LOG_EVERY = 20
 _HELD_OUT = 256
 _MEASURED_SECONDS = 10.0
-
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """What does not change the result: where it runs, how often it is saved, who is told."""
-
-    workers: Workers
-    report: Report = lambda line: None
-    stop: Callable[[], bool] = lambda: False
-    checkpoint_minutes: float = 3.0
-    overwrite: bool = False
-    command: str = "from Python"
 
 
 def train_energy(

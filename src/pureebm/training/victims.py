@@ -11,7 +11,6 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +26,9 @@ from pureebm.errors import InputError, Interrupted, MismatchError
 from pureebm.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint, write_atomically
 from pureebm.training.classifier import ClassifierTraining, predict, settle_precision
 from pureebm.training.recipes import NETWORK_OF, find_recipe
+from pureebm.training.runtime import Runtime
 from pureebm.training.workers import Workers
 from pureebm.types import JSON
-
-Report = Callable[[str], None]
 
 _REPORT_SECONDS = 30.0
 
@@ -54,25 +52,13 @@ class VictimSettings:
     precision: str = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VictimRuntime:
-    """What does not change the result: where it runs, who is told, how often it is saved."""
-
-    workers: Workers
-    report: Report = lambda line: None
-    stop: Callable[[], bool] = lambda: False
-    checkpoint_minutes: float = 3.0
-    overwrite: bool = False
-    command: str = "from Python"
-
-
 def train_victim(
     source: Path,
     out: Path,
     settings: VictimSettings,
     *,
     test: Path | None = None,
-    runtime: VictimRuntime | None = None,
+    runtime: Runtime | None = None,
 ) -> JSON:
     """Train a classifier on a labeled source, or go on with it.
 
@@ -92,13 +78,11 @@ def train_victim(
         Interrupted: `runtime.stop` asked for it; a checkpoint was written.
         DivergedError: the loss is no longer finite.
     """
-    return _Run(source, out, settings, test, runtime or VictimRuntime(workers=Workers())).go()
+    return _Run(source, out, settings, test, runtime or Runtime(workers=Workers())).go()
 
 
 class _Run:
-    def __init__(
-        self, source: Path, out: Path, settings: VictimSettings, test: Path | None, runtime: VictimRuntime
-    ) -> None:
+    def __init__(self, source: Path, out: Path, settings: VictimSettings, test: Path | None, runtime: Runtime) -> None:
         self.source, self.out, self.settings, self.runtime = source, out, settings, runtime
         self.workers = runtime.workers
         self.main = self.workers.rank == 0
