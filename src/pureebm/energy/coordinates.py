@@ -7,10 +7,12 @@ many pixels it averages out. In whitened coordinates y = W x the same dynamics w
 
 is, in pixels, Langevin dynamics preconditioned by M = W^-2, whose noise W^-1 z has the power spectrum
 
-    a(f)**2 = 1 + strength**2 / (1 + (f / corner)**2),      f in cycles per pixel.
+    a(f)**2 = 1 + strength**2 / (1 + (f / corner)**2),      f in cycles per pixel,
 
-It has the same stationary density as without M, and gets there faster along smooth directions. W is a filter, exactly
-invertible, with mirrored borders (the type II cosine transform), and the same for every color.
+and `chroma` times that amplitude in the differences between the colors: there images have little power and classifiers
+little need, so what is added there costs least. It has the same stationary density as without M, and gets there faster
+along smooth and along colored directions. W is a filter, symmetric and exactly invertible, with mirrored borders (the
+type II cosine transform).
 """
 
 from __future__ import annotations
@@ -32,20 +34,22 @@ class Whitening:
 
     strength: Annotated[float, "noise at frequency 0, as a multiple (about) of that at the highest frequencies"] = 4.0
     corner: Annotated[float, "frequency in cycles per pixel above which the noise falls to white"] = 0.08
+    chroma: Annotated[float, "noise in the color differences, as a multiple of that in their mean"] = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < math.inf or not 0 < self.corner < math.inf:
+        if not (0 <= self.strength < math.inf and 0 < self.corner < math.inf and 0 < self.chroma < math.inf):
             raise InputError(
-                f"strength must be 0 or more and corner above 0, both finite; got {self.strength} and {self.corner}"
+                "strength must be 0 or more, corner and chroma above 0, all finite;"
+                f" got {self.strength}, {self.corner} and {self.chroma}"
             )
 
     def whiten(self, images: Tensor) -> Tensor:
         """x -> y = W x, (N, C, H, W) -> the same."""
-        return _filtered(images, 1 / self._amplitude(images))
+        return _chroma_times(_filtered(images, 1 / self._amplitude(images)), 1 / self.chroma)
 
     def color(self, coordinates: Tensor) -> Tensor:
         """y -> x = W^-1 y, the inverse of `whiten`."""
-        return _filtered(coordinates, self._amplitude(coordinates))
+        return _chroma_times(_filtered(coordinates, self._amplitude(coordinates)), self.chroma)
 
     def _amplitude(self, like: Tensor) -> Tensor:
         height, width = like.shape[-2:]
@@ -53,6 +57,14 @@ class Whitening:
         columns = torch.arange(width, device=like.device, dtype=torch.float64) / (2 * width)
         squared = (rows[:, None].square() + columns.square()) / self.corner**2
         return (1 + self.strength**2 / (1 + squared)).sqrt().to(like.dtype)
+
+
+def _chroma_times(images: Tensor, gain: float) -> Tensor:
+    """Multiply what differs between the channels of (N, C, H, W) by a gain; their mean stays."""
+    if gain == 1:
+        return images
+    mean = images.mean(dim=1, keepdim=True)
+    return mean + (images - mean) * gain
 
 
 def _filtered(images: Tensor, gain: Tensor) -> Tensor:

@@ -129,20 +129,25 @@ class LocalEnergy(nn.Module):
             has its blocks once).
         whiten: strength of the colored noise that it is made for (`energy.coordinates`); 0 is white. With it, all of
             the above is about whitened coordinates: U(y) and f(y) of y = W x, and E(x) = U(W x).
+        chroma: how many times stronger that noise is in the color differences.
     """
 
     architecture: ClassVar[str] = "local"
 
     def __init__(
-        self, widths: Sequence[int] = (48, 96, 96), blocks: Sequence[int] = (1, 1, 2), whiten: float = 0.0
+        self,
+        widths: Sequence[int] = (48, 96, 96),
+        blocks: Sequence[int] = (1, 1, 2),
+        whiten: float = 0.0,
+        chroma: float = 1.0,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise InputError(f"widths and blocks must be of one length, got {widths} and {blocks}")
         self.config: dict[str, Any] = {"widths": list(widths), "blocks": list(blocks)}
-        if whiten:
-            self.config["whiten"] = whiten
-        self.whitening = Whitening(strength=whiten) if whiten else None
+        if whiten or chroma != 1:
+            self.config |= {"whiten": whiten, "chroma": chroma}
+        self.whitening = Whitening(strength=whiten, chroma=chroma) if whiten or chroma != 1 else None
         self.multiple = 2 ** len(widths)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList()

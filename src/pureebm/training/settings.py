@@ -28,6 +28,7 @@ class EnergySettings:
     whiten: Annotated[
         float, "local: how many times stronger the noise of training and sampling is at long waves; 0 is white"
     ] = 0.0
+    chroma: Annotated[float, "local: how many times stronger that noise is in the color differences"] = 1.0
     width: Annotated[int, "sngan: channels; 128 is the published network"] = 128
     size: Annotated[int, "side in pixels that every image is brought to"] = 32
     batch: Annotated[int, "images a step (on each device)"] = 64
@@ -38,6 +39,9 @@ class EnergySettings:
     warm_steps: Annotated[int, "dsm, local: steps of the warm start as a plain denoiser"] = 0
     warm_minutes: Annotated[float | None, "instead of --warm-steps"] = None
     lr: Annotated[float | None, "learning rate (default: dsm 6e-4, mle as the preset says)"] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"], "dsm: of the products in the network; weights and sums stay float32"
+    ] = "float32"
     warm_lr: Annotated[float, "learning rate of the warm start"] = 2e-3
     lr_warmup: Annotated[int, "steps over which the rate grows at the start of each phase"] = 100
     grad_clip: Annotated[float | None, "largest gradient norm; 0 is none (default: dsm 1, mle none)"] = None
@@ -81,6 +85,8 @@ class EnergySettings:
                 raise InputError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
         if self.objective == "mle" and self.bank_size < self.batch:
             raise InputError(f"bank_size must be at least the batch ({self.batch}), got {self.bank_size}")
+        if self.objective == "mle" and self.precision != "float32":
+            raise InputError("maximum likelihood needs float32: its energy gaps are below the rounding of bfloat16")
         if self.has_warm_start and (self.model != "local" or self.objective != "dsm"):
             raise InputError(
                 "a warm start needs --objective dsm and --model local; leave out --warm-steps/--warm-minutes"

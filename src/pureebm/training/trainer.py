@@ -131,12 +131,15 @@ class Trainer:
         low, high = math.log(self.settings.sigma_min), math.log(self.settings.sigma_max)
         sigma = torch.exp(low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=self.generator))
         sigma, z = sigma.to(clean.device), self.normal(clean)
-        if phase.name == "warm":
-            assert isinstance(self.energy, LocalEnergy)
-            return Step(objectives.warm_start_loss(self.energy.restore, self.coordinates(clean), sigma, z))
-        unit, energy = known(self.settings.energy_unit), self.energy
-        potential = energy.potential if isinstance(energy, LocalEnergy) else energy
-        return Step(objectives.score_matching_loss(potential, self.coordinates(clean), sigma, z, unit=unit))
+        target = self.coordinates(clean)
+        low_precision = self.settings.precision == "bfloat16"
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=low_precision):
+            if phase.name == "warm":
+                assert isinstance(self.energy, LocalEnergy)
+                return Step(objectives.warm_start_loss(self.energy.restore, target, sigma, z))
+            unit, energy = known(self.settings.energy_unit), self.energy
+            potential = energy.potential if isinstance(energy, LocalEnergy) else energy
+            return Step(objectives.score_matching_loss(potential, target, sigma, z, unit=unit))
 
     def coordinates(self, images: Tensor) -> Tensor:
         """Images as the network sees them: whitened, if it is made for colored noise."""
@@ -225,7 +228,7 @@ class Trainer:
 def build_energy(settings: EnergySettings) -> Network:
     """The untrained network that the settings describe, or the weights that they start from."""
     if settings.model == "local":
-        energy: Network = LocalEnergy(settings.widths, settings.blocks, settings.whiten)
+        energy: Network = LocalEnergy(settings.widths, settings.blocks, settings.whiten, settings.chroma)
     else:
         energy = SNGANEnergy(settings.width, train_size=settings.size)
     if settings.init is None:
