@@ -26,6 +26,7 @@ from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_suite_cards
 from pureebm.evaluation.scenarios import Scenario, Suite
 from pureebm.evaluation.store import Store
+from pureebm.evaluation.tables import make_rows
 from pureebm.evaluation.victims import Bench, regime, surrogates, train_victim
 from pureebm.training.classifier import ClassifierConfig, predict
 from pureebm.types import JSON, EpochData, TrainingData
@@ -344,3 +345,38 @@ def test_unknown_fields_and_names_are_refused_in_words(bench: Bench) -> None:
         victims.attack_config(replace(SCENARIO, classes=(), targets=3), goal)
     assert victims.attack_config(SCENARIO, goal)[1].target_class == 1
     assert victims.attack_config(replace(SCENARIO, attack="hidden-trigger"), goal)[1].intended_class == 1
+
+
+def test_goals_that_share_a_victim_poison_one_set_and_are_counted_each(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    joint, trained = replace(SCENARIO, seeds=(0,), joint=True), []
+    train = runner_module.train_victim
+
+    def watched(scenario, data, **settings):
+        trained.append(data)
+        return train(scenario, data, **settings)
+
+    monkeypatch.setattr(runner_module, "train_victim", watched)
+    run = make(joint)
+    outcome = run.run(only="class")
+    assert len(outcome.made) == 4 and len(trained) == 2  # two classes x two defenses, a victim for each defense
+    assert len({joint.key(), replace(joint, joint=False).key(), replace(joint, classes=(1,)).key()}) == 3
+    alone = {class_: make(replace(SCENARIO, seeds=(0,), classes=(class_,))) for class_ in (1, 2)}
+    clean = run.bench.shelf.load(joint.data).train
+    changed = [(trained[0].images != clean.images).flatten(1).any(1)]
+    for one in alone.values():
+        trained.clear()
+        one.run(only="class*none")
+        changed.append((trained[0].images != clean.images).flatten(1).any(1))
+    assert changed[0].equal(changed[1] | changed[2]) and not (changed[1] & changed[2]).any()
+    row = next(row for row in make_rows(read_suite_cards(run.suite, run.out.parent)) if row["sharing"] == 2)
+    assert (row["runs"], row["goals"], row["natural_accuracy_sd"]) == (1, 2, None)
+    assert row["budget"] == pytest.approx(0.1)
+
+
+def test_goals_that_poison_the_same_image_cannot_share_a_victim() -> None:
+    one = Poisoned(torch.tensor([1, 3]), torch.zeros(2, 4, 4, 3), torch.tensor([0, 0]), AvailabilityGoal())
+    two = Poisoned(torch.tensor([2]), torch.ones(1, 4, 4, 3), torch.tensor([1]), AvailabilityGoal())
+    both = runner_module.joined([one, two])
+    assert both.rows.tolist() == [1, 2, 3] and both.images[:, 0, 0, 0].tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match="same image"):
+        runner_module.joined([one, one])

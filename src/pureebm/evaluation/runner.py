@@ -1,8 +1,9 @@
 """Run a suite: every goal, seed and defense of its scenarios becomes one card, one victim's measured fate.
 
 Order: the clean victims of all seeds and defenses (the no-attack rows), then goal by goal all defenses, so that a run
-cut short has compared like with like. A card that exists is never computed again; what is expensive on the way
-(purified images, poisons, surrogates, clean victims) is kept by content in the `Store`. A killed run repeated goes on.
+cut short has compared like with like; where goals share a victim (`joint`), defense by defense. A card that exists is
+never computed again; what is expensive on the way (purified images, poisons, surrogates, clean victims) is kept by
+content in the `Store`. A killed run repeated goes on.
 Knows no attack, network, recipe or defense by name. No test image is ever purified.
 """
 
@@ -15,11 +16,13 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pureebm.attacks.base import Goal, LabeledSet, Poisoned, TargetGoal, TriggerGoal
@@ -65,6 +68,17 @@ class Job:
         return f"{self.scenario.name}/{self.goal.name if self.goal else 'no-attack'}/seed{self.seed}/{self.defense}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A victim, the poisoned set, what the defense made of it, and what both cost."""
+
+    given: LabeledSet
+    purified: LabeledSet
+    victim: Classifier
+    purifying: Cost
+    training: Cost
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a run did: names of jobs; `failed` with the reason of each."""
@@ -84,7 +98,10 @@ def jobs(suite: Suite, only: str | None = None) -> Iterator[Job]:
         every = [job for job in every if (clean, job.seed, job.defense) not in seen]
         seen |= {(clean, job.seed, job.defense) for job in every}
         goals = scenario.goals()
-        every += [Job(scenario, goal, seed, name) for seed in scenario.seeds for goal in goals for name in defenses]
+        pairs = list(product(goals, defenses))
+        if scenario.joint:
+            pairs.sort(key=lambda pair: defenses.index(pair[1]))
+        every += [Job(scenario, goal, seed, name) for seed in scenario.seeds for goal, name in pairs]
         yield from (job for job in every if only is None or fnmatch.fnmatchcase(job.name, f"*{only}*"))
 
 
@@ -106,6 +123,7 @@ class Runner:
     ) -> None:
         self.suite, self.bench, self.store, self.out = suite, bench, bench.store, out / suite.name
         self.asked, self.device = asked or suite.name, bench.device
+        self._joint: tuple[tuple[str, int, str], _Trained] | None = None  # the last victim of several goals
         self._floors: dict[tuple[str, str, int], tuple[float | None, float | None]] = {}
         self._load = lru_cache(maxsize=2)(bench.shelf.load)
         self._defense = lru_cache(maxsize=None)(
@@ -164,18 +182,30 @@ class Runner:
         scenario, goal, defense = job.scenario, job.goal, self._defense(job.defense)
         data = self._load(scenario.data)
         attack = None if goal is None else self._poisons(scenario, goal, data)
-        given = data.train if attack is None else attack.apply(data.train)
-        train, purifying = self._purify(defense, data, attack)
-        victim, training = self._victim(job, defense, train)
+        if attack is not None and scenario.joint:
+            key = scenario.key(), job.seed, identity(defense)
+            if self._joint is None or self._joint[0] != key:
+                every = [self._poisons(scenario, one, data) for one in scenario.goals()]
+                self._joint = key, self._train(job, defense, data, joined(every))
+            trained = self._joint[1]
+        else:
+            trained = self._train(job, defense, data, attack)
+        given, train, victim = trained.given, trained.purified, trained.victim
         natural = accuracy(predict(victim, data.test.images, device=self.device), data.test.labels)
         card = self._head(job, defense, data, attack) | _distortion(given.images, train.images)
         card |= {"natural_accuracy": natural, **self._rates(job, victim, data, attack)}
         if attack is not None and job.goal == scenario.goals()[0] and job.seed == scenario.seeds[0]:
             self._exhibit(job, defense, data.train.images[attack.rows], attack.images, train.images[attack.rows])
-        costs = (("defence", purifying), ("train", training))
+        costs = (("defence", trained.purifying), ("train", trained.training))
         for kind, cost in costs:
             card |= {f"{kind}_seconds": round(cost.seconds, 2), f"{kind}_peak_mb": round(cost.peak_mb, 1)}
         return card
+
+    def _train(self, job: Job, defense: Defense, data: DataSet, attack: Poisoned | None) -> _Trained:
+        given = data.train if attack is None else attack.apply(data.train)
+        purified, purifying = self._purify(defense, data, attack)
+        victim, training = self._victim(job, defense, purified)
+        return _Trained(given, purified, victim, purifying, training)
 
     def _poisons(self, scenario: Scenario, goal: AimedAt, data: DataSet) -> Poisoned:
         made_of = {
@@ -249,6 +279,7 @@ class Runner:
             "attack_record": attack.record if attack else None,
             "n_train": len(data.train),
             "n_poisons": len(attack.rows) if attack else 0,
+            "sharing": len(scenario.goals()) if attack and scenario.joint else 1,
             "hashes": {"clean_set": set_hash(data.train), "poisons": _sha256(attack.images) if attack else None},
             "quoted": False,
             "command": shlex.join(["pureebm", "bench", "run", "--suite", self.asked, "--only", job.name]),
@@ -266,6 +297,16 @@ class Runner:
             if values is not None:
                 shown[f"energy/{name}"] = values
         save_arrays(exhibit_path(self.store.folder, job.scenario.key(), identity(defense)), **shown)
+
+
+def joined(attacks: Sequence[Poisoned]) -> Poisoned:
+    """The poisons of several goals in one set; goal and record are the first one's. Raises `InputError` if two goals
+    poison the same image."""
+    rows, order = torch.cat([attack.rows for attack in attacks]).sort()
+    if (rows[1:] == rows[:-1]).any():
+        raise InputError("joint: two goals poison the same image; leave out joint, or give them other classes")
+    images, labels = torch.cat([one.images for one in attacks]), torch.cat([one.labels for one in attacks])
+    return replace(attacks[0], rows=rows, images=images[order], labels=labels[order])
 
 
 def exhibit_path(cache: Path, key: str, defense: str) -> Path:

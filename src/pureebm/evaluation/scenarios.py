@@ -77,6 +77,7 @@ class Scenario:
         int, "of triggers, poisons and targets; every goal adds its own number, all share clean surrogates"
     ] = 0
     classes: Annotated[tuple[int, ...], "triggered attacks: one goal for each target class"] = ()
+    joint: Annotated[bool, "all goals poison one training set, each with its budget, and share its victim"] = False
     targets: Annotated[int, "triggerless attacks: how many targets, one goal each"] = 0
     seeds: Annotated[tuple[int, ...], "of the victims' weights and order of training"] = (0,)
     defenses: Annotated[tuple[str, ...], "instead of the suite's"] = ()
@@ -109,7 +110,8 @@ class Scenario:
     def settings(self) -> JSON:
         """All that a result depends on but the goal, the seed and the defense."""
         own = ("attack", "config", "budget", "surrogates", "surrogate", "surrogate_recipe", "attack_seed")
-        return {name: _plain(getattr(self, name)) for name in own} | self.victim_settings()
+        joint = {"joint": [goal.name for goal in self.goals()]} if self.joint else {}
+        return {name: _plain(getattr(self, name)) for name in own} | joint | self.victim_settings()
 
     def key(self) -> str:
         """A folder's name for the cards of this scenario, equal for equal settings."""
@@ -192,6 +194,7 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     **dict.fromkeys(("config", "recipe_overrides", "pretrain_overrides"), ("a table", dict)),
     **dict.fromkeys(("attack_seed", "targets"), ("a whole number", int)),
     "budget": ("a number", float),
+    "joint": ("true or false", bool),
 }
 _LISTS = {"classes": int, "seeds": int, "defenses": str, "surrogates": str}
 
@@ -203,7 +206,8 @@ def _wrong_types(values: Mapping[str, Any], where: str) -> list[str]:
             good, wanted = _is_list_of(value, _LISTS[key]), f"a list of {_LISTS[key].__name__}"
         else:
             wanted, kind = _KINDS.get(key, ("a text", str))
-            good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            good = isinstance(value, (int, float) if kind is float else kind)
+            good = good and isinstance(value, bool) == (kind is bool)
         if not good:
             wrong.append(f"{where}: {key} must be {wanted}, got {value!r}")
     return wrong

@@ -50,15 +50,17 @@ def _row(cards: Sequence[JSON]) -> Row:
     first = cards[0]
     row: Row = dict.fromkeys(CONTRACT)
     row |= {key: first[key] for key in ("attack", "eps", "budget", "data", "victim", "defence")}
-    natural, success = _by_goal(cards, "natural_accuracy"), _by_goal(cards, "poison_success")
-    row |= {"natural_accuracy": _mean(natural), "natural_accuracy_sd": _spread([_values(cards, "natural_accuracy")])}
+    row["sharing"] = first.get("sharing", 1)
+    victims = cards if row["sharing"] == 1 else [card for card in cards if card["goal"] == first["goal"]]
+    natural, success = _by_goal(victims, "natural_accuracy"), _by_goal(cards, "poison_success")
+    row |= {"natural_accuracy": _mean(natural), "natural_accuracy_sd": _spread([_values(victims, "natural_accuracy")])}
     row |= {"poison_success": _mean(success), "poison_success_sd": _spread([_means(success)])}
     row["poison_success_max"] = max(_means(success), default=None)
-    row |= {"clean_floor": _mean(_by_goal(cards, "clean_floor")), "runs": len(cards), "quoted": False}
+    row |= {"clean_floor": _mean(_by_goal(cards, "clean_floor")), "runs": len(victims), "quoted": False}
     for key in ("defence_seconds", "train_seconds", "defence_peak_mb", "train_peak_mb", "still_true", "l2", "psnr"):
         row[key] = _mean(_by_goal(cards, key))
     row |= {"key": first["key"], "clean_key": first["clean_key"], "regime": first["regime"], "kind": first["kind"]}
-    row |= {"goals": len(natural), "poison_success_seed_sd": _spread(list(success.values()))}
+    row |= {"goals": len(success) or len(natural), "poison_success_seed_sd": _spread(list(success.values()))}
     row["poison_success_interval"] = _interval(_means(success), first["kind"])
     row["natural_accuracy_interval"] = bootstrap_interval(_means(natural))
     row["flipped"] = sum(
@@ -166,7 +168,8 @@ def _title(row: Row) -> str:
     if row["attack"] == "none":
         return f"No attack; {row['data']}, {row['victim']}"
     eps = "" if row["eps"] is None else f", eps {row['eps']:g}/255"
-    return f"{row['attack']}{eps}, {100 * row['budget']:.3g} % poisons; {row['data']}, {row['victim']}"
+    shared = "" if row["sharing"] == 1 else f" for each of {row['sharing']} goals in one victim"
+    return f"{row['attack']}{eps}, {100 * row['budget']:.3g} % poisons{shared}; {row['data']}, {row['victim']}"
 
 
 COLUMNS = (
