@@ -28,6 +28,15 @@ def test_a_cosine_wave_is_scaled_by_the_formula_and_by_nothing_else() -> None:
     torch.testing.assert_close(way.whiten(wave), wave / amplitude)
 
 
+def test_chroma_scales_what_differs_between_the_colors_and_leaves_their_mean() -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain, way = Whitening(), Whitening(chroma=2.0)
+    gray = x.mean(1, keepdim=True).expand_as(x)
+    torch.testing.assert_close(way.color(gray), plain.color(gray))
+    torch.testing.assert_close(way.color(x - gray), 2 * plain.color(x - gray))
+    torch.testing.assert_close(way.color(way.whiten(x)), x)
+
+
 def test_without_strength_nothing_changes() -> None:
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(Whitening(strength=0.0).whiten(x), x, atol=1e-5, rtol=0)
@@ -42,13 +51,15 @@ def test_a_pixel_far_from_the_border_is_filtered_alike_in_images_of_any_size() -
 
 def test_the_map_is_symmetric_so_that_a_gradient_passes_through_it_unchanged_in_form() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(1, 1, 12, 20, generator=generator, dtype=torch.float64) for _ in range(2))
-    way = Whitening()
+    x, y = (torch.randn(1, 3, 12, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    way = Whitening(chroma=2.0)
     torch.testing.assert_close((way.whiten(x) * y).sum(), (x * way.whiten(y)).sum())
 
 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(InputError, match="strength must be 0 or more"):
         Whitening(strength=-1)
-    with pytest.raises(InputError, match="corner above 0"):
+    with pytest.raises(InputError, match="corner and chroma above 0"):
         Whitening(corner=0)
+    with pytest.raises(InputError, match="corner and chroma above 0"):
+        Whitening(chroma=0)

@@ -22,6 +22,7 @@ NETWORKS = {
     "local": lambda: LocalEnergy((8, 12, 16), (1, 2, 2)),
     "local-of-one-level": lambda: LocalEnergy((6,), (1,)),
     "local-whitened": lambda: LocalEnergy((8, 12), (1, 1), whiten=4.0),
+    "local-residual": lambda: LocalEnergy((8, 12), (1, 1), whiten=4.0, chroma=2.0, residual=True),
 }
 
 

@@ -126,3 +126,28 @@ def test_smaller_images_are_refused(shape: tuple[int, ...]) -> None:
 def test_wrong_types_are_refused() -> None:
     with pytest.raises(InputError, match="floating point"):
         small("sngan")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_residual_energy_is_followed_along_its_own_denoiser() -> None:
+    torch.manual_seed(0)
+    net = LocalEnergy((6, 8), (1, 1), whiten=4.0, chroma=2.0, residual=True)
+    nn.init.normal_(net.head.weight, std=0.1)
+    images = torch.rand(3, 3, 20, 18) * 2 - 1
+    assert net.whitening is not None
+    y = net.whitening.whiten(images)
+    energies, field = energy_and_gradient(net, images)
+    torch.testing.assert_close(energies, 0.5 * (y - net.restore(y)).square().sum((1, 2, 3)))
+    torch.testing.assert_close(net(images), energies)
+    torch.testing.assert_close(field, net.whitening.whiten(y - net.restore(y)))
+    assert not field.requires_grad
+
+
+def test_the_residual_is_the_gradient_where_the_denoiser_is_a_projection() -> None:
+    class Projection(LocalEnergy):
+        def correction(self, images):
+            return images.mean((2, 3), keepdim=True) - images  # keeps the mean color
+
+    net, images = Projection((6,), (1,), residual=True), torch.rand(2, 3, 16, 16) * 2 - 1
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    torch.testing.assert_close(net.residual_field(images)[1], gradient)

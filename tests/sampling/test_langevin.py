@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -150,3 +152,46 @@ def test_coordinates_change_the_way_and_not_where_it_ends() -> None:
     once = LangevinConfig(n_steps=1, step_size=0.02)
     early = langevin(Quadratic(), torch.zeros(512, 1, 8, 8), once, noise=gaussian(512))
     assert early.mean(dim=(2, 3)).std().item() == pytest.approx(0.02 * 10**0.5 / 8, rel=0.1)
+
+
+def test_a_level_scales_the_noise_and_keeps_the_share_of_the_way_that_an_update_goes() -> None:
+    config = LangevinConfig(n_steps=3, step_size=0.1, temperature=0.02, initial_noise=0.2, noise=0.5)
+    for step in range(3):
+        (size, temperature), (old_size, old_temperature) = config.at_level(1.5).at(step), config.at(step)
+        assert size == pytest.approx(1.5 * old_size)
+        assert size**2 / temperature == pytest.approx(old_size**2 / old_temperature)
+    assert config.at_level(1.5).initial_noise == pytest.approx(0.3) and config.at_level(1.0) == config
+    ended = LangevinConfig(n_steps=3, step_size_end=0.01, temperature_end=1e-4).at_level(2)
+    assert ended.at(2) == pytest.approx((0.01, 1e-4)) and ended.step_size == pytest.approx(2 * 1.25e-2)
+
+
+class Residual:
+    """|x|^2 / 2 as the energy of a denoiser that knows only black."""
+
+    residual = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.square().sum((1, 2, 3)) / 2
+
+    def residual_field(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self(images), images
+
+
+def test_an_image_with_a_larger_residual_gets_noise_in_proportion() -> None:
+    levels = torch.tensor([0.05, 0.1, 0.2, 0.8])
+    images = levels[:, None, None, None] * torch.ones(4, 3, 16, 16)
+    still = LangevinConfig(n_steps=3, step_size=1e-6, temperature=1.0, noise=0.0, initial_noise=0.01)
+    alike = langevin(Residual(), images, still, noise=CounterNoise(0, "abcd")) - images
+    adapted = replace(still, adapt_above=0.1, adapt_most=4.0)
+    factor = (langevin(Residual(), images, adapted, noise=CounterNoise(0, "abcd")) - images) / alike
+    torch.testing.assert_close(
+        factor.flatten(1).median(1).values, torch.tensor([1.0, 1.0, 2.0, 4.0]), rtol=1e-3, atol=0
+    )
+    alone = langevin(Residual(), images[2:3], adapted, noise=CounterNoise(0, "c")) - images[2:3]
+    torch.testing.assert_close(alone / alike[2:3], factor[2:3])
+
+
+def test_noise_that_adapts_needs_an_energy_that_measures_a_residual() -> None:
+    config = LangevinConfig(n_steps=1, adapt_above=0.1)
+    with pytest.raises(InputError, match="adapt_above needs an energy that measures a residual"):
+        langevin(LocalEnergy((6,), (1,)), torch.zeros(1, 3, 16, 16), config, noise=CounterNoise(0, "a"))

@@ -45,13 +45,9 @@ class EagerScore:
 
     def __call__(self, images: Tensor, *, energies: bool = False) -> tuple[Tensor | None, Tensor]:
         """Energies come for nothing here."""
-        return energy_and_gradient(self._evaluate, images)
-
-    def _evaluate(self, images: Tensor) -> Tensor:
-        if self.precision != "bfloat16":
-            return self.energy(images)
-        with torch.autocast(images.device.type, torch.bfloat16):
-            return self.energy(images).float()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            values, gradient = energy_and_gradient(self.energy, images)
+        return values.float(), gradient
 
 
 class ExactScore:

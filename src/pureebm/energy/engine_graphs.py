@@ -157,7 +157,10 @@ def _pooled_pair(weight: Tensor, bias: Tensor) -> tuple[Convolution, Convolution
 
 
 class LocalGraph:
-    """U and grad U of `LocalEnergy`: U = -<x, c(x)> / 2, grad U = -(c(x) + J^T x) / 2."""
+    """U and grad U of `LocalEnergy`: U = -<x, c(x)> / 2, grad U = -(c(x) + J^T x) / 2.
+
+    Of one with `residual`: U = |c(x)|^2 / 2, and -c(x) in place of the gradient.
+    """
 
     def __init__(self, energy: LocalEnergy, dtype: torch.dtype) -> None:
 
@@ -167,7 +170,7 @@ class LocalGraph:
         def blocks(layers: nn.Module) -> list[_BlockPair]:
             return [_BlockPair(weight(block.c1), weight(block.c2)) for block in cast("list[_PlainBlock]", layers)]
 
-        self.multiple = energy.multiple
+        self.multiple, self.residual = energy.multiple, energy.residual
         self.floats_per_pixel = energy.stem.out_channels / 4
         self.stem = Convolution(weight(energy.stem), padding=1)
         self.stem_back = Convolution(adjoint3(weight(energy.stem)) * -0.5, padding=1)
@@ -211,18 +214,26 @@ class LocalGraph:
         """(N,) energies in float32, if asked for, and the gradient of their sum."""
         padded, y = self._inputs(images)
         correction, opened = self.correction(padded)
+        if self.residual:
+            change = self._cut(correction, images)
+            return (_half_square(change) if energies else None), -change
         values = _half_product(y, correction) if energies else None
         g = self.transposed(y, opened)
         if y is padded:
             return values, F.pixel_shuffle(g.add_(correction, alpha=-0.5), 2)
-        height, width = images.shape[2:]
-        inside = F.pixel_shuffle(correction, 2)[:, :, :height, :width]
-        return values, unpad(F.pixel_shuffle(g, 2), height, width).add_(inside, alpha=-0.5)
+        inside = self._cut(correction, images)
+        return values, unpad(F.pixel_shuffle(g, 2), *images.shape[2:]).add_(inside, alpha=-0.5)
 
     def energy(self, images: Tensor) -> Tensor:
         """(N,) float32: the forward pass alone."""
         padded, y = self._inputs(images)
-        return _half_product(y, self.correction(padded)[0])
+        correction = self.correction(padded)[0]
+        return _half_square(self._cut(correction, images)) if self.residual else _half_product(y, correction)
+
+    @staticmethod
+    def _cut(correction: Tensor, images: Tensor) -> Tensor:
+        """(N, 12, H/2, W/2) -> (N, 3, H, W), without the padding."""
+        return F.pixel_shuffle(correction, 2)[:, :, : images.shape[2], : images.shape[3]]
 
     def _inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 12, H/2, W/2): the images continued by copies, which f sees, and by zeros, which <x, .> sees."""
@@ -235,6 +246,10 @@ class LocalGraph:
 
 def _unshuffled(x: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _half_square(change: Tensor) -> Tensor:
+    return change.float().square().sum(dim=(1, 2, 3)) / 2
 
 
 def _half_product(y: Tensor, correction: Tensor) -> Tensor:

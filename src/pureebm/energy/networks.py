@@ -130,6 +130,12 @@ class LocalEnergy(nn.Module):
         whiten: strength of the colored noise that it is made for (`energy.coordinates`); 0 is white. With it, all of
             the above is about whitened coordinates: U(y) and f(y) of y = W x, and E(x) = U(W x).
         chroma: how many times stronger that noise is in the color differences.
+        residual: take the denoiser at its word. f is fitted as a plain denoiser, U(y) = 1/2 |y - f(y)|^2, and Langevin
+            dynamics follows y - f(y) in place of grad U = (I - J)^T (y - f(y)): equal where the residual lies in the
+            directions that f removes, as for the projection that an ideal denoiser is near to. That y - f(y) is
+            sigma^2 times the negative score holds without U (Miyasawa 1961), so this is Langevin dynamics with a
+            learned score (Song & Ermon, arXiv 1907.05600) whose energy serves to compare images. One pass forward
+            instead of one forward and one back, and a network that need not be a gradient.
     """
 
     architecture: ClassVar[str] = "local"
@@ -140,6 +146,7 @@ class LocalEnergy(nn.Module):
         blocks: Sequence[int] = (1, 1, 2),
         whiten: float = 0.0,
         chroma: float = 1.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
@@ -148,6 +155,9 @@ class LocalEnergy(nn.Module):
         if whiten or chroma != 1:
             self.config |= {"whiten": whiten, "chroma": chroma}
         self.whitening = Whitening(strength=whiten, chroma=chroma) if whiten or chroma != 1 else None
+        self.residual = residual
+        if residual:
+            self.config["residual"] = True
         self.multiple = 2 ** len(widths)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList()
@@ -186,7 +196,19 @@ class LocalEnergy(nn.Module):
 
     def potential(self, coordinates: Tensor) -> Tensor:
         """U(y), (N, 3, H, W) -> (N,): the energy in the coordinates that the network works in."""
-        return -0.5 * (coordinates * self.correction(coordinates)).sum(dim=(1, 2, 3))
+        return self._energies(coordinates, self.correction(coordinates))
+
+    def residual_field(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) energies, and (N, 3, H, W) what Langevin dynamics follows in place of their gradient if `residual`."""
+        check_images(images)
+        y = self.whitening.whiten(images) if self.whitening else images
+        correction = self.correction(y)
+        return self._energies(y, correction), -(self.whitening.whiten(correction) if self.whitening else correction)
+
+    def _energies(self, coordinates: Tensor, correction: Tensor) -> Tensor:
+        if self.residual:
+            return 0.5 * correction.square().sum(dim=(1, 2, 3))
+        return -0.5 * (coordinates * correction).sum(dim=(1, 2, 3))
 
 
 def _plain_blocks(width: int, count: int) -> nn.Sequential:

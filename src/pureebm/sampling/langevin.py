@@ -11,7 +11,7 @@ Nothing here knows of datasets, files or networks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 import torch
@@ -40,6 +40,10 @@ class LangevinConfig:
     temperature_end: Annotated[float | None, "temperature of the last update (default: the same)"] = None
     noise: Annotated[float, "scale of the noise of an update: 1 samples, 0 descends"] = 1.0
     initial_noise: Annotated[float, "standard deviation of noise added before the first update"] = 0.0
+    adapt_above: Annotated[
+        float, "residual (root mean square) above which an image's noise grows in proportion to it; 0: all alike"
+    ] = 0.0
+    adapt_most: Annotated[float, "largest factor of that growth"] = 8.0
 
     def __post_init__(self) -> None:
         if self.n_steps < 0:
@@ -48,10 +52,22 @@ class LangevinConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):  # also catches NaN
                 raise InputError(f"{name} must be above 0 and finite, got {value}")
-        for name in ("noise", "initial_noise"):
+        for name in ("noise", "initial_noise", "adapt_above", "adapt_most"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be 0 or more and finite, got {value}")
+
+    def at_level(self, level: float) -> LangevinConfig:
+        """The same chain with `level` times the noise, at the start and in its first update: the temperature grows by
+        the square, so that the share of the way that an update goes stays. Where a schedule ends is left as it is; what
+        has none is scaled throughout.
+        """
+        return replace(
+            self,
+            initial_noise=self.initial_noise * level,
+            step_size=self.step_size * level,
+            temperature=self.temperature * level**2,
+        )
 
     def at(self, step: int) -> tuple[float, float]:
         """(step size, temperature) of update `step`, counted from 0."""
@@ -87,9 +103,15 @@ class Score(Protocol):
 def energy_and_gradient(energy: Energy, images: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) energies and the (N, C, H, W) gradient of their sum, both detached.
 
+    An energy with `residual` set gives both itself: its `residual_field` stands for the gradient.
+
     Raises:
         InputError: the energy does not return (N,).
     """
+    if getattr(energy, "residual", False):
+        with torch.no_grad():
+            found: tuple[Tensor, Tensor] = energy.residual_field(images.detach())  # type: ignore[attr-defined]
+        return found[0].float(), found[1].to(images.dtype)
     with torch.enable_grad():
         x = images.detach().requires_grad_()
         values = energy(x)
@@ -128,7 +150,9 @@ def langevin(
         InputError: `images` is not 4-D float32, or `energy` does not return (N,).
 
     Source: arXiv 2405.18627, equations 4 and 11, Algorithm 1.
-    Differs: an energy with `whitening` (W, see `types.Coordinates`) is walked in its coordinates y = W x, which in
+    Differs: with `adapt_above`, all noise of an image is multiplied by `noise_scale`, which is Langevin dynamics at a
+        temperature of its own: hotter where the image is less natural.
+        An energy with `whitening` (W, see `types.Coordinates`) is walked in its coordinates y = W x, which in
         pixels is noise W^-1 z and a gradient multiplied by W^-2; the stationary density is the same. Schedules, a scale
         of the noise and an initial noise exist; at their defaults they do nothing.
         No clamping between updates, as in the authors' code.
@@ -142,8 +166,10 @@ def langevin(
     def evaluate(x: Tensor) -> tuple[Tensor | None, Tensor]:
         return energy_and_gradient(energy, x) if score is None else score(x, energies=traced)
 
+    scale = noise_scale(energy, start, config, score) if config.adapt_above and config.n_steps else 1.0
+
     def draw(step: int) -> Tensor:
-        z = noise(step, x)
+        z = noise(step, x) * scale
         return coordinates.color(z) if coordinates else z
 
     if config.initial_noise and config.n_steps:
@@ -167,3 +193,20 @@ def langevin(
 def _trace(step: int, values: Tensor | None, gradient: Tensor, moved: Tensor) -> StepTrace:
     assert values is not None
     return StepTrace(step, values, gradient.flatten(1).norm(dim=1), moved.flatten(1).norm(dim=1))
+
+
+def noise_scale(energy: Energy, images: Tensor, config: LangevinConfig, score: Score | None = None) -> Tensor:
+    """(N, 1, 1, 1): how many times stronger an image's noise is, 1 to `config.adapt_most`.
+
+    The energy of a denoiser's residual r is |r|^2 / 2, so it tells how far an image is from what the denoiser takes
+    for natural, in the units of the noise: sqrt(2 E / (C H W)) is the root mean square of r.
+
+    Raises:
+        InputError: the energy is not of this kind (`LocalEnergy(residual=True)`).
+    """
+    if not getattr(energy, "residual", False):
+        raise InputError("adapt_above needs an energy that measures a residual, such as LocalEnergy(residual=True)")
+    values = energy_and_gradient(energy, images)[0] if score is None else score(images, energies=True)[0]
+    assert values is not None
+    residual = (2 * values / images[0].numel()).sqrt()
+    return (residual / config.adapt_above).clamp(1, max(1.0, config.adapt_most)).to(images.dtype)[:, None, None, None]
