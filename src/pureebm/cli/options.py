@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pureebm.sampling.langevin import LangevinConfig
     from pureebm.types import JSON
 
-DEFAULT_MODEL = "local-32"  # restated from energy.weights, which needs torch; a test compares them
+DEFAULT_MODEL = "residual-32"  # restated from energy.weights, which needs torch; a test compares them
 
 Source = Annotated[Path, typer.Argument(help="Folder of images, .npz, CIFAR-10/100, or Parquet.", show_default=False)]
 Model = Annotated[str, typer.Option(metavar="NAME|FILE|hf:owner/name", help="The energy model.")]

@@ -25,7 +25,7 @@ from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.errors import ModelError
 from pureebm.types import JSON
 
-DEFAULT_MODEL = "local-32"
+DEFAULT_MODEL = "residual-32"
 
 ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy]] = MappingProxyType(
     {"sngan": SNGANEnergy, "local": LocalEnergy}
@@ -33,7 +33,8 @@ ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy]] = MappingProx
 
 MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "local-32": "light network for CPUs, trained on Tiny-ImageNet halved to 32 px; the default",
+        "residual-32": "light denoiser for CPUs and its residual energy, trained on Tiny-ImageNet at 32 px; the default",
+        "local-32": "light energy for CPUs whose gradient is followed, trained on Tiny-ImageNet halved to 32 px",
     }
 )
 """Bundled weights: name -> one line about them. The file is `energy/models/NAME.safetensors`."""
