@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format clean faults fuzz determinism
 
 demo: $(READY)
 	$(VENV)/bin/pureebm demo
@@ -24,6 +24,16 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# The cards behind docs/trust.md, in results/trust; N sets the length.
+faults: $(READY)
+	$(VENV)/bin/python -m tests.trust.faults --kills $(or $(N),100)
+
+fuzz: $(READY)
+	$(VENV)/bin/python -m tests.trust.fuzz --examples $(or $(N),2000)
+
+determinism: $(READY)
+	$(VENV)/bin/python -m tests.trust.determinism
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output

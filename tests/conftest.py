@@ -55,3 +55,12 @@ def image_folder(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return folder
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of eight images, so that a small set has many of them; and reports without plots, which take a second."""
+    from pureebm.purify import batches, report
+
+    monkeypatch.setattr(batches, "CHUNK_ITEMS", 8)
+    monkeypatch.setattr(report, "_plots", lambda rows: [])

@@ -15,7 +15,8 @@ FLOORS = [
     ("training", "attacks", "defenses"),
     ("evaluation",),
     ("integrations",),
-    ("cli", "web"),
+    ("web",),
+    ("cli",),
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 

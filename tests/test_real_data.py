@@ -21,7 +21,7 @@ def test_cifar10_parquet_is_purified_with_labels_and_order_kept(shared_data: Pat
     assert record.counts["purified"] == 48 and record.exit_code == 0
     assert pq.read_table(target)["label"].to_pylist() == pq.read_table(source)["label"].to_pylist()[:48]
     rows = pq.read_table(tmp_path / "out.parquet.pureebm" / "pureebm-manifest.parquet")
-    assert all(24 < psnr < 34 for psnr in rows["psnr"].to_pylist())
+    assert all(24 < psnr < 37 for psnr in rows["psnr"].to_pylist())
 
 
 def test_energy_tells_poisoned_images_from_their_originals(shared_data: Path) -> None:
@@ -33,4 +33,4 @@ def test_energy_tells_poisoned_images_from_their_originals(shared_data: Path) ->
     before, after = (stage.energies(to_pm1(images).permute(0, 3, 1, 2)) for images in (clean, poisoned))
     assert before is not None and after is not None
     assert paired_share(before, after) >= 0.99
-    assert auroc(before, after) >= 0.75
+    assert auroc(before, after) >= 0.98

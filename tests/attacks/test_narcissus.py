@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,3 +114,18 @@ def test_crafting_keeps_labels_order_and_budget_and_names_its_goal(world: World)
     assert poisoned.images.equal(AddTrigger(poisoned.goal.trigger.pattern).apply(data.images[changed]))
     with pytest.raises(InputError, match="needs public out-of-distribution images"):
         craft(data, config, attacker=Attacker(train=SURROGATES), seed=5)
+
+
+def test_through_the_identity_the_trigger_is_the_same_and_a_purifier_shapes_it(world: World) -> None:
+    surrogate, target, public = world
+    short = Config(warm_up_epochs=0, n_steps=3, batch_size=16)
+
+    def made(through: Callable[[Tensor], Tensor] | None) -> Tensor:
+        return make_trigger(surrogate, target, public, short, train=SURROGATES, seed=1, through=through)
+
+    plain = made(None)
+    assert torch.equal(made(lambda images: images), plain)
+    # A purifier that averages each row passes a gradient on, and it is constant along the row: so is the trigger.
+    averaged = made(lambda images: images.mean(dim=3, keepdim=True).expand_as(images))
+    assert averaged.abs().max() > 0 and (averaged.std(dim=2) < 0.1 * plain.std(dim=2).mean()).float().mean() > 0.9
+    assert made(lambda images: images.detach() + 0 * images).abs().max() == 0

@@ -29,6 +29,7 @@ classes = [1]
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "mine.toml").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pureebm.evaluation.defenses.bundled_path", lambda: Path("nowhere"))
     return "mine.toml"
 
 

@@ -239,3 +239,30 @@ def test_an_item_is_named_by_its_posix_path_in_sorted_order(tmp_path: Path) -> N
     source = FolderSource(make_folder(tmp_path / "in", ["b.png", "a/z.jpg", "a.png"]))
     items = [dataclasses.astuple(loaded.item) for loaded in source.load(0, 3)]
     assert items == [(0, "a.png", "a.png"), (1, "a/z.jpg", "a/z.png"), (2, "b.png", "b.png")]
+
+
+def test_a_set_as_torchvision_reads_it_keeps_its_splits_classes_and_order(tmp_path: Path) -> None:
+    names = [
+        f"{split}/{label}/{i}.jpeg" for split in ("train", "val") for label in ("n01", "n02", "ß") for i in range(3)
+    ]
+    source = make_folder(tmp_path / "in", names)
+    (source / "val/n03").mkdir()
+    (source / "val/n01/.DS_Store").write_bytes(b"\0")
+    pass_through(source, tmp_path / "out", change=invert, chunk=4)
+    for split in ("train", "val"):
+        (classes, before), (same, after) = (image_folder(tmp_path / one / split) for one in ("in", "out"))
+        assert classes == same == ["n01", "n02", *(["n03"] if split == "val" else []), "ß"]
+        assert [(path.stem, label) for path, label in before] == [(path.stem, label) for path, label in after]
+        for (old, _), (new, _) in zip(before, after, strict=True):
+            assert np.array_equal(pixels(new), 255 - pixels(old))
+
+
+def image_folder(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """What torchvision's ImageFolder finds: sorted classes; their images in sorted order, with the classes' numbers."""
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    samples = []
+    for label, name in enumerate(classes):
+        for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
+            images = [file for file in sorted(files) if file.lower().endswith((".jpg", ".jpeg", ".png", ".bmp"))]
+            samples += [(Path(folder, file), label) for file in images]
+    return classes, samples

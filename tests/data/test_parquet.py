@@ -156,3 +156,23 @@ def test_what_holds_no_images_is_refused(tmp_path: Path, make, reason: str) -> N
     make(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=reason):
         ParquetSource(tmp_path / "a.parquet")
+
+
+def test_a_repository_with_splits_is_loaded_by_the_library_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    write(tmp_path / "in/data/train-00000-of-00002.parquet", table(5))
+    write(tmp_path / "in/data/train-00001-of-00002.parquet", table(3, first=50))
+    write(tmp_path / "in/data/test-00000-of-00001.parquet", table(2, first=70))
+    (tmp_path / "in/README.md").write_text("---\npretty_name: A set\n---\nof images\n")
+    pass_through(tmp_path / "in", tmp_path / "out", change=invert, chunk=3)
+    before, after = (
+        datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / f"cache-{name}")) for name in ("in", "out")
+    )
+    assert {name: len(rows) for name, rows in after.items()} == {"train": 8, "test": 2}
+    for name in after:
+        assert after[name].features == before[name].features
+        for old, new in zip(before[name], after[name], strict=True):
+            assert np.array_equal(np.asarray(new.pop("image")), 255 - np.asarray(old.pop("image"))) and new == old

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tests.attacks.worlds import accuracy, textures
 
-from pureebm.attacks import badnets, bullseye_polytope
+from pureebm.attacks import badnets, bullseye_polytope, narcissus
 from pureebm.attacks.base import LabeledSet
 from pureebm.attacks.storage import load_attack
 from pureebm.classifiers.networks import build_network
 from pureebm.classifiers.weights import save_classifier
+from pureebm.energy.weights import load_model
 from pureebm.errors import InputError, ModelError
 from pureebm.evaluation.attack_job import AttackSettings, hold_out, run_attack
 from pureebm.evaluation.store import Store
@@ -111,3 +112,24 @@ def test_gray_images_stay_gray_and_within_the_budget(tmp_path: Path) -> None:
     rows = load_attack(tmp_path / "out.npz").rows
     assert after.shape == gray.shape and (after[rows, -3:, -3:] == 255).all()
     assert (after[:, :-3] == gray[:, :-3]).all()
+
+
+def test_narcissus_through_a_purifier_makes_another_trigger_and_says_through_what(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    source, config = (
+        stored(tmp_path / "set.npz"),
+        narcissus.Config(surrogate_epochs=1, warm_up_epochs=1, n_steps=2, batch_size=8, budget=0.05),
+    )
+    plain = AttackSettings(public=stored(tmp_path / "public.npz", textures(64, seed=9)), cache=tmp_path / "cache")
+    known = replace(plain, through=str(tiny_model), through_steps=2)
+    run_attack("narcissus", source, tmp_path / "plain.npz", config, plain)
+    record = run_attack("narcissus", source, tmp_path / "known.npz", config, known)
+    assert record["crafting"]["through"]["steps"] == 2
+    assert record["crafting"]["through"]["model"]["sha256"] == load_model(tiny_model).sha256
+    first, second = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("plain", "known"))
+    assert (first != second).any()
+    with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
+        run_attack("badnets", source, tmp_path / "out.npz", badnets.Config(), known)
+    with pytest.raises(InputError, match="--through-steps are of the purifier"):
+        run_attack("narcissus", source, tmp_path / "out.npz", config, replace(plain, through_steps=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
+from pureebm.evaluation import defenses
 from pureebm.evaluation.defenses import NotInstalledError, find_defense
+from pureebm.purify.chains import chain_text
 from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
 from pureebm.types import JSON, TrainingDefense
 
@@ -96,15 +99,58 @@ def test_a_victim_trains_with_each_of_them_learns_and_sees_something_else_than_w
     assert not torch.equal(first, victim(None))
 
 
-@pytest.mark.parametrize("name", ["ddpm"])
-def test_a_defense_that_comes_later_says_so(name: str) -> None:
-    with pytest.raises(NotInstalledError, match=f"defense not installed: {name}"):
+@pytest.mark.parametrize("name", ["ddpm", "naive", "reps", "filt", "chain:energy > ddpm(75)"])
+def test_a_ddpm_that_is_not_there_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defenses, "bundled_path", lambda: Path("nowhere"))
+    with pytest.raises(NotInstalledError, match=f"^defense not installed: {re.escape(name)}.*add ddpm=FILE"):
         find_defense(name)
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a very small DDPM of random weights."""
+    pytest.importorskip("diffusers")
+    from pureebm.diffusion.weights import build_unet, save_ddpm, unet_config
+
+    folder = tmp_path_factory.mktemp("ddpm")
+    network = build_unet(unet_config(widths=(4, 8), layers=1, patch=2, size=32, attention=False))
+    save_ddpm(folder / "model.safetensors", network, {"levels": 250})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ddpm:", "ddpm(75)"),
+        ("ddpm-125:ddim=10,", "ddpm(125, ddim=10)"),
+        ("naive:", "energy(3) > ddpm(75)"),
+        ("naive-60:energy=150,ddim=4,", "energy(150) > ddpm(60, ddim=4)"),
+        ("reps:", " > ".join(["energy(1) > ddpm(50)"] * 5)),
+        ("reps-20:times=2,energy=10,", "energy(10) > ddpm(20) > energy(10) > ddpm(20)"),
+        ("filt:", "filter(50%) > ddpm(125)"),
+        ("filt-100:share=20,", "filter(20%) > ddpm(100)"),
+        ("chain:2 * (energy(auto) > ddpm(5, ddim=2)); ", "energy(5) > ddpm(5, ddim=2) > energy(5) > ddpm(5, ddim=2)"),
+    ],
+)
+def test_combinations_of_the_paper_are_chains(name: str, text: str, tiny_model: Path, ddpm: Path) -> None:
+    found = find_defense(f"{name}ddpm={ddpm}" + ("" if name.startswith("ddpm") else f",model={tiny_model},seed=3"))
+    assert found.seed == (0 if name.startswith("ddpm") else 3)
+    assert chain_text(found.settings()) == text
+    json.dumps(found.settings())
+
+
+def test_a_chain_without_a_ddpm_needs_none(tiny_model: Path) -> None:
+    assert chain_text(find_defense("chain:jpeg(75) > blur(0.7)").settings()) == "jpeg(75) > blur(0.7)"
+    assert find_defense(f"chain:filter(25%) > energy; model={tiny_model}").settings()["share"] == 0.25
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("naive-x", "unknown defense 'naive-x'; known: naive-LEVEL, such as naive-75"),
+        ("naive:speed=3", "has no option 'speed'; known: model, ddpm, seed, precision"),
+        ("chain:energy > dppm", "position 10: unknown stage 'dppm'"),
+        ("chain:jpeg(75); steps", "must be key=value"),
         ("jpg-25", "unknown defense 'jpg-25'; did you mean 'jpeg'. Known: none, jpeg"),
         ("jpeg-25:steps=3", "jpeg-25 takes no options"),
         ("jpeg-200", "quality must be 1 to 100"),

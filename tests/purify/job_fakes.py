@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from pureebm.data.base import Item, Loaded, Picture, Result, Stored
 from pureebm.errors import ItemError
 from pureebm.purify import batches, report
 from pureebm.purify.job import JobConfig, run
+from pureebm.purify.processes import Processes
 from pureebm.types import JSON
 
 
@@ -136,6 +139,21 @@ class Shift:
         return {"stage": "shift", "amount": self.amount, "n_steps": self.steps}
 
 
+class Killer(Shift):
+    """Kills the process that it works in at the n-th batch; only once if it can leave a mark."""
+
+    def __init__(self, at: int, mark: Path | None = None) -> None:
+        super().__init__(delay=0.02)
+        self.at, self.mark = at, mark
+
+    def purify_batch(self, images: Tensor, ids: list[str], *, seed: int) -> Tensor:
+        if self.n_batches == self.at and not (self.mark and self.mark.exists()):
+            if self.mark:
+                self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().purify_batch(images, ids, seed=seed)
+
+
 def tree(target: Path) -> dict[str, bytes]:
     """All bytes of a target but those of the run record, which holds times. Side files of a file count as well."""
     roots = [target, target.with_name(target.name + ".pureebm")]
@@ -152,3 +170,10 @@ def purify_slowly(source: Path, target: Path, single_file: bool, delay: float) -
     report._plots = lambda rows: []  # they take most of the time
     stage = Shift(delay=delay, bad="00003")
     run(FakeSource(source, broken=[5], single_file=single_file), target, stage, JobConfig(batch_size=2))
+
+
+def purify_with_a_worker(source: Path, target: Path) -> None:
+    """What the process does whose worker outlives it."""
+    batches.CHUNK_ITEMS = 8
+    stage = Shift(delay=0.4)
+    run(FakeSource(source, broken=[5, 60]), target, stage, JobConfig(batch_size=2), crew=Processes(1))

@@ -90,6 +90,17 @@ def test_shards_in_any_order_give_the_bytes_of_one_process(tmp_path: Path, singl
     assert tree(one) == tree(many) and len(tree(many)) == 3
 
 
+def test_a_shard_that_comes_when_all_is_done_does_nothing(source: FakeSource, tmp_path: Path) -> None:
+    target, stage = tmp_path / "out", Shift()
+    first = run(source, target, Shift(), CONFIG)
+    before = tree(target)
+    assert run(source, target, stage, JobConfig(batch_size=2, shard=(1, 2))) == first
+    assert stage.n_batches == 0 and tree(target) == before
+    for other in (JobConfig(batch_size=2, shard=(1, 2), seed=1), CONFIG):
+        with pytest.raises(InputError, match="exists and is complete"):
+            run(source, target, stage, other)
+
+
 def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(source: FakeSource, tmp_path: Path) -> None:
     run(source, tmp_path / "whole" / "out", Shift(), CONFIG)
     stop, stage = threading.Event(), Shift()

@@ -85,10 +85,37 @@ def test_cut_off_at_every_rename_then_repeat_is_byte_identical(
 
 
 def _cut_after(left: list[int], real):  # type: ignore[no-untyped-def]
-    def rename(*paths: Path) -> None:
+    def rename(*paths: Path, **options: bool) -> None:
         if left[0] == 0:
             raise PowerCut
         left[0] -= 1
-        real(*paths)
+        real(*paths, **options)
 
     return rename
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_cut_off_while_cleaning_up_then_repeat_is_done_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.purify.job_fakes import FakeSource, Shift
+
+    from pureebm.purify import workplace
+    from pureebm.purify.job import JobConfig, run
+
+    source, config = FakeSource(write_source(tmp_path / "in" / "set.npy", 12)), JobConfig(batch_size=2)
+    run(source, tmp_path / "whole" / "out", Shift(), config)
+    for moment in range(10):
+        target, left = tmp_path / str(moment) / "out", [moment]
+        with monkeypatch.context() as patch:
+            patch.setattr(workplace.shutil, "rmtree", _cut_after(left, workplace.shutil.rmtree))
+            try:
+                run(source, target, Shift(), config)
+                break
+            except PowerCut:
+                pass
+        assert len(list(target.parent.iterdir())) == 2
+        assert run(source, target, Shift(), config).status == "complete"
+        assert tree(target) == tree(tmp_path / "whole" / "out")
+        assert [path.name for path in target.parent.iterdir()] == ["out"]
+    assert moment > 2

@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from pureebm.cli.main import run
+from pureebm.training import energy as training
+from pureebm.training.scalars import read_scalars
 from pureebm.training.settings import EnergySettings
+from pureebm.training.stepper import Step
+from pureebm.training.trainer import Trainer
 
 TINY = "--widths 4,6 --blocks 1,1 --size 16 --batch 4 --validation-images 4 --sample-steps 2 --device cpu".split()
 
@@ -102,3 +106,35 @@ def test_two_processes_keep_equal_weights_and_draw_different_batches(source, tmp
     for name in first:
         if name.startswith(("energy/", "average/")):
             assert torch.equal(first[name], second[name]), name
+
+
+class GlobalBatch(Trainer):
+    """One process that computes on the batches of both: the loss is a mean over images, so theirs are averaged."""
+
+    def __init__(self, settings, images, workers):
+        super().__init__(settings, images, workers)
+        self.generators = [torch.Generator().manual_seed(settings.seed * 1009 + rank) for rank in (0, 1)]
+
+    def compute(self, phase):
+        losses = []
+        for generator in self.generators:
+            self.generator = generator
+            losses.append(super().compute(phase).loss)
+        return Step(sum(losses) / 2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_same_global_batch(source, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    arguments = ["train", "energy", source, *TINY, "--warm-steps", "4", "--steps", "12", "--validate-every", "8"]
+    for errors, code in launch(2, [*arguments, "--out", str(tmp_path / "two"), "--accelerate"]):
+        assert code == 0, errors.decode()
+    monkeypatch.setattr(training, "Trainer", GlobalBatch)
+    assert run([*arguments, "--out", str(tmp_path / "one")]) == 0
+    curves = [
+        [r["loss"] for r in read_scalars(tmp_path / name / "scalars.jsonl") if "loss" in r] for name in ("one", "two")
+    ]
+    assert len(curves[0]) > 1 and curves[0] == pytest.approx(curves[1], rel=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)

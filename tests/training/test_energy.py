@@ -200,17 +200,18 @@ def test_training_learns_to_denoise_and_to_raise_the_energy_of_noise(source, tmp
     assert signs["paired"] == 1 and signs["survival"] < 0.6
 
 
-def test_an_energy_for_colored_noise_learns_to_remove_it_and_keeps_its_coordinates(source, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"residual": True, "chroma": 2.0, "precision": "bfloat16"}], ids=str)
+def test_an_energy_for_colored_noise_learns_to_remove_it_and_keeps_its_coordinates(source, tmp_path, changes):
     # Only the highest frequencies of these images mean something: colored noise lies below, and is easy to tell apart.
     checker = np.indices((16, 16)).sum(0) % 2 * 120
     levels = np.random.default_rng(1).choice([-1, 1], 64)
     np.savez(source, images=(128 + levels[:, None, None] * (checker - 60)).astype(np.uint8)[..., None].repeat(3, 3))
-    easy = replace(DSM, widths=(16, 16), batch=16, lr_warmup=10, warm_lr=3e-3, lr=2e-3, ema=0.9, whiten=4.0)
+    easy = replace(DSM, widths=(16, 16), batch=16, lr_warmup=10, warm_lr=3e-3, lr=2e-3, ema=0.9, whiten=4.0, **changes)
     train_energy(
         source, tmp_path / "run", replace(easy, warm_steps=300, steps=40, validate_every=340), runtime=runtime()
     )
     energy = load_model(str(tmp_path / "run" / "model.safetensors")).energy
-    assert energy.config["whiten"] == 4.0
+    assert (energy.config["whiten"], energy.config["chroma"]) == (4.0, changes.get("chroma", 1.0))
     way, generator = energy.whitening, torch.Generator().manual_seed(0)
     clean = to_pm1(torch.from_numpy(np.load(source)["images"])).permute(0, 3, 1, 2)
     noise = 0.1 * way.color(torch.randn(clean.shape, generator=generator))

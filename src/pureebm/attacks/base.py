@@ -143,14 +143,16 @@ class Attacker:
     """The means of an attacker beside the training set.
 
     train: makes surrogates. extractors: pretrained networks, for the attacks on transfer learning. public:
-    out-of-distribution images (Narcissus). test: images of the distribution, for targets and sources. report: told of
-    progress in words.
+    out-of-distribution images (Narcissus). test: images of the distribution, for targets and sources. through: the
+    defender's purifier as far as the attacker knows it, (N, 3, H, W) in [-1, 1] to the same shape, with gradients
+    (Narcissus). report: told of progress in words.
     """
 
     train: TrainSurrogate
     extractors: Sequence[Classifier] = ()
     public: LabeledSet | None = None
     test: LabeledSet | None = None
+    through: Callable[[Tensor], Tensor] | None = None
     device: str = "cpu"
     report: Callable[[str], None] = lambda line: None
 

@@ -76,7 +76,7 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
     losses: list[float] = []
     pattern = make_trigger(
         surrogate, mine, attacker.public, config, train=attacker.train, seed=seed, device=device,
-        on_step=lambda step, loss: losses.append(loss),
+        through=attacker.through, on_step=lambda step, loss: losses.append(loss),
     )  # fmt: skip
     poisons = within(AddTrigger(pattern).apply(data.images[rows]), data.images[rows], config.eps)
     record = {"attack": "narcissus", "config": asdict(config), "seed": seed, "trigger_space": "pm1"}
@@ -100,6 +100,7 @@ def make_trigger(
     train: TrainSurrogate,
     seed: int,
     device: str = "cpu",
+    through: Callable[[Tensor], Tensor] | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Tensor:
     """The trigger of the class that `target_images` show.
@@ -109,6 +110,7 @@ def make_trigger(
         target_images: (N, H, W, 3) uint8, training images of the class, the attacker's own.
         public: what the surrogate was trained on.
         seed: of every draw.
+        through: a purifier that the surrogate sees the images through, with gradients: a trigger made to survive it.
 
     Returns:
         (3, H, W) float32 in [-1, 1] units on the CPU, whole multiples of 2/255 and at most 2 * eps / 255 in size, so
@@ -123,7 +125,9 @@ def make_trigger(
     optimizer = torch.optim.Adam([trigger], lr=config.step_size)
     for step in range(config.n_steps):
         batch = Augmentation().apply(_draw(images, config.batch_size, generator), generator).to(device)
-        loss = F.cross_entropy(surrogate((to_pm1(batch).permute(0, 3, 1, 2) + trigger).clamp(-1, 1)), target)
+        seen = (to_pm1(batch).permute(0, 3, 1, 2) + trigger).clamp(-1, 1)
+        seen = seen if through is None else through(seen).clamp(-1, 1)
+        loss = F.cross_entropy(surrogate(seen), target)
         trigger.grad = torch.autograd.grad(loss, trigger)[0]
         optimizer.step()
         with torch.no_grad():

@@ -108,6 +108,17 @@ def _attack(
     cache: Annotated[
         Path | None, typer.Option(help="Folder to keep trained surrogates in.", show_default=False)
     ] = None,
+    through: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Energy or student that the attacker knows and optimizes through (narcissus).",
+            show_default=False,
+        ),
+    ] = None,
+    through_steps: Annotated[
+        int | None, typer.Option(min=1, help="Only the first updates of that energy's chain.", show_default=False)
+    ] = None,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     device: options.Device = "auto",
@@ -190,6 +201,8 @@ def _run(
     extractor: list[Path] | None,
     extractor_network: str | None,
     cache: Path | None,
+    through: str | None,
+    through_steps: int | None,
     seed: int,
     limit: int | None,
     device: str,
@@ -216,6 +229,8 @@ def _run(
         extractors=tuple(extractor or ()),
         extractor_network=extractor_network,
         cache=cache,
+        through=through,
+        through_steps=through_steps,
         device=place,
         verify=verify,
         victim=victim,

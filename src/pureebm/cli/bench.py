@@ -188,10 +188,11 @@ def speed(
     """
     place = options.parse_device(device)
     options.use_threads(threads)
-    from pureebm.evaluation.speed import QUICK, SpeedConfig, measure, write_speed_card
+    from pureebm.evaluation.speed import QUICK, SpeedConfig, bundled_student, measure, write_speed_card
 
     told = None if quick or json_ else lambda number: say(f"turn {number}")
-    measured = measure(QUICK if quick else SpeedConfig(), model=model, device=place, on_round=told)
+    config, student = QUICK if quick else SpeedConfig(), bundled_student(place)
+    measured = measure(config, model=model, student=student, device=place, on_round=told)
     path = None if quick else write_speed_card(out, measured, command=_command())
     emit(measured | {"card": path and str(path)}) if json_ else _say_speed(measured, path)
 
@@ -353,10 +354,10 @@ def _model(name: str, device: str, precision: str, overrides: JSON) -> Defense:
     from pureebm.evaluation.quick import Defense
 
     loaded = load_model(name, device=device)
-    config = options.langevin_config(loaded, **overrides)
-    short = Path(name).stem
-    label = f"{short} {config.n_steps} x {config.step_size:g}"
-    return Defense(label, options.langevin_stage(loaded, config, device=device, precision=precision))
+    stage = options.model_stage(loaded, device=device, precision=precision, **overrides)
+    told, short = stage.settings(), Path(name).stem
+    label = f"{short} {told['n_steps']} x {told['step_size']:g}" if "n_steps" in told else short
+    return Defense(label, stage)
 
 
 def _seeds(text: str) -> list[int]:

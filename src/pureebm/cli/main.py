@@ -28,10 +28,14 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "purify": "Purify an image set: the same set comes out, harmless.",
         "score": "Write the energy of every image, highest first.",
-        "train": "Train energy models and classifiers.",
+        "scan": "Look for what is wrong in an image set; no substitute for purifying.",
+        "verify": "Purify random items of a finished target again and compare.",
+        "train": "Train energy models, DDPMs, students and classifiers.",
         "attack": "Write a poisoned copy of a data set, to try defenses on.",
         "bench": "Measure attacks and defenses on small victims.",
         "models": "List, describe and verify the bundled models.",
+        "doctor": "Check this machine and this installation.",
+        "serve": "Serve the web page: look at a set, try settings, purify it.",
         "demo": "The whole story on bundled images, in under two minutes.",
     }
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pureebm.cli import options
 from pureebm.cli.options import DEFAULT_MODEL, Json, emit, say
+from pureebm.errors import InputError
 
 if TYPE_CHECKING:
+    from pureebm.diffusion.weights import LoadedDDPM
     from pureebm.energy.weights import LoadedModel
     from pureebm.types import JSON
 
@@ -19,7 +23,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_models(json_: Json = False) -> None:
     """Name, size, training data and sha256 of every bundled model."""
-    rows = [_row(model) for model in _bundled()]
+    rows = [_row(model) for model in _bundled()] + _bundled_ddpm()
     if json_:
         return emit({"default": DEFAULT_MODEL, "models": rows})
     for row in rows:
@@ -35,9 +39,7 @@ def info(
     json_: Json = False,
 ) -> None:
     """The card of a model: how it was made, measured and meant to be used."""
-    from pureebm.energy.weights import load_model
-
-    card = load_model(name).card
+    card = _load(name).card
     if json_:
         return emit(card)
     for key, value in card.items():
@@ -50,13 +52,78 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Hash and load models again; exit code 2 where one is not what its card says."""
-    from pureebm.energy.weights import MODELS, load_model
+    from pureebm.energy.weights import MODELS
 
-    verified = {name: load_model(name).sha256 for name in names or MODELS}
+    every = [*MODELS, *(row["name"] for row in _bundled_ddpm())]
+    verified = {name: _load(name).sha256 for name in names or every}
     if json_:
         return emit({"verified": verified})
     for name, sha256 in verified.items():
         say(f"{name}: ok, sha256 {sha256}")
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE|hf:owner/name", help="The model.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.", show_default=False)],
+    what: Annotated[
+        Literal["auto", "score", "sampler"],
+        typer.Option(help="An energy with its gradient, or the whole chain; auto: the first, or the student."),
+    ] = "auto",
+    steps: options.Steps = None,
+    step_size: options.StepSize = None,
+    temperature: options.Temperature = None,
+    sampler: options.Sampler = "default",
+    noise: options.NoiseScale = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Images of this size alone; default: any.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write a model as ONNX, for programs without PyTorch: its score, the whole sampler, or a student.
+
+    Images are (N, 3, H, W) float32 in [-1, 1]; noise is an input. Sizes are free but for models of colored noise.
+    """
+    from pureebm.energy.student import Student
+    from pureebm.energy.weights import load_model
+    from pureebm.integrations.onnx import export_model
+
+    loaded = load_model(name)
+    chosen = {"sampler": sampler, "steps": steps, "step_size": step_size, "temperature": temperature, "noise": noise}
+    config = None if isinstance(loaded.network, Student) else options.langevin_config(loaded, **chosen)  # type: ignore[arg-type]
+    about = export_model(loaded, path, config=config, what=what, size=_size(size))
+    written = about | {"path": str(path), "bytes": path.stat().st_size}
+    return emit(written) if json_ else say(f"{about['what']} of {name}: {written['bytes'] / 1e6:.1f} MB -> {path}")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """'HxW' -> (H, W). Raises `InputError`."""
+    if text is None:
+        return None
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise InputError(f"--size must be HxW, such as 32x32, got {text!r}")
+    return int(height), int(width)
+
+
+def _load(name: str) -> LoadedModel | LoadedDDPM:
+    """An energy, a student, or a DDPM."""
+    from pureebm.diffusion.weights import DEFAULT_DDPM, is_ddpm, load_ddpm
+    from pureebm.energy.weights import load_model
+
+    return load_ddpm(name) if name == DEFAULT_DDPM or is_ddpm(name) else load_model(name)
+
+
+def _bundled_ddpm() -> list[JSON]:
+    """What the card of the bundled DDPM says, if there is one; loading it would need diffusers."""
+    from pureebm.diffusion.weights import DEFAULT_DDPM, bundled_path
+
+    path = bundled_path()
+    if not path.is_file():
+        return []
+    card = json.loads(path.with_suffix(".json").read_text())
+    told = {"name": DEFAULT_DDPM, "summary": card["description"], "bytes": path.stat().st_size}
+    return [told | {key: card[key] for key in ("parameters", "data", "sha256")}]
 
 
 def _bundled() -> list[LoadedModel]:

@@ -9,22 +9,30 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pureebm.errors import InputError
 
 if TYPE_CHECKING:
+    from pureebm.diffusion.process import DDPMConfig
     from pureebm.energy.weights import LoadedModel
+    from pureebm.purify.crew import Crew
     from pureebm.purify.stages import LangevinStage
     from pureebm.sampling.langevin import LangevinConfig
-    from pureebm.types import JSON
+    from pureebm.types import JSON, Stage
 
 DEFAULT_MODEL = "residual-32"  # restated from energy.weights, which needs torch; a test compares them
 
-Source = Annotated[Path, typer.Argument(help="Folder of images, .npz, CIFAR-10/100, or Parquet.", show_default=False)]
-Model = Annotated[str, typer.Option(metavar="NAME|FILE|hf:owner/name", help="The energy model.")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of images, .npz, CIFAR, Parquet, save_to_disk, WebDataset, zip, tar, .csv; or a URL of one.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str, typer.Option(metavar="NAME|FILE|hf:owner/name", help="The energy model or student.")]
 Steps = Annotated[
     str | None,
     typer.Option(metavar="N|auto", help="Updates an image; auto: the model's measured mid-run.", show_default=False),
@@ -41,6 +49,27 @@ Sampler = Annotated[
 NoiseScale = Annotated[
     float | None, typer.Option(metavar="X", help="Scale of the noise: 1 samples, 0 descends.", show_default=False)
 ]
+Chain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Several purifiers in a row: 'energy > ddpm(75)', '3 * (energy > jpeg(75))', 'filter(50%) > energy'.",
+        show_default=False,
+    ),
+]
+DDPM = Annotated[
+    str | None,
+    typer.Option(
+        "--ddpm",
+        metavar="FILE|FOLDER|hf:owner/name",
+        help="The DDPM of a chain; needs the extra 'diffusion'.",
+        show_default=False,
+    ),
+]
+Level = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Of a student: noise as a multiple of its teacher's.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes every draw.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the network's arithmetic.")]
@@ -50,6 +79,14 @@ OnError = Annotated[
     Literal["skip", "copy", "fail"], typer.Option(help="An image that cannot be read: leave out, pass on, or stop.")
 ]
 Shard = Annotated[str, typer.Option(metavar="I/N", help="Only part I of N; from 0 or from 1.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that share the work; with several GPUs, one each.", show_default=False),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Workers on this machine, or on a Ray cluster (RAY_ADDRESS, or a local one)."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for the network.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -119,11 +156,106 @@ def langevin_config(
     return config if noise is None else replace(config, noise=noise)
 
 
+def model_stage(
+    model: LoadedModel, *, level: float | None = None, device: str, precision: str, **sampler: Any
+) -> Stage:
+    """The purifier that a loaded model is, an energy's chain or a student; `sampler`: as of `langevin_config`.
+
+    Raises:
+        InputError: an option that is not for this kind of model.
+    """
+    from pureebm.energy.student import Student
+    from pureebm.purify import student
+
+    if not isinstance(model.network, Student):
+        config = langevin_config(model, **sampler)
+        return student.model_stage(model, config, level=level, device=device, precision=precision)
+    given = [f"--{name.replace('_', '-')}" for name, value in sampler.items() if value not in (None, "default")]
+    if given:
+        raise InputError(f"{model.name!r} is a one-pass student: it takes --level, but no {', '.join(given)}")
+    return student.model_stage(model, level=level, device=device, precision=precision)
+
+
+def purifier(
+    model: str,
+    *,
+    chain: str | None = None,
+    ddpm: str | None = None,
+    level: float | None = None,
+    device: str,
+    precision: str,
+    **sampler: Any,
+) -> Stage:
+    """What `pureebm purify` does to images: a chain, or a single model by its name, which may be a DDPM on disk.
+
+    Args:
+        model: the energy or student, alone or in the chain; or a DDPM, alone.
+        level, sampler: as of `model_stage`; they hold for each energy of a chain.
+
+    Raises:
+        InputError: a chain that cannot be read, options that do not go together, or a model that cannot be loaded.
+    """
+    from pureebm.diffusion.weights import DEFAULT_DDPM, is_ddpm, load_ddpm
+    from pureebm.energy.weights import load_model
+    from pureebm.purify.chains import build_chain, ddpm_stage, parse_chain
+
+    steps: str | None = sampler.pop("steps", None)
+    ours: JSON = {"level": level, "device": device, "precision": precision, **sampler}
+    if chain is None:
+        if ddpm is not None:
+            raise InputError("--ddpm names the DDPM of a chain: say where, such as --chain 'energy > ddpm(75)'")
+        if is_ddpm(model):
+            return _ddpm_alone(model, steps, {"level": level, **sampler}, device=device, precision=precision)
+        return model_stage(load_model(model, device=device), steps=steps, **ours)
+    if steps is not None:
+        raise InputError("--steps does not go with --chain: write them in the chain, such as energy(150)")
+    recipe = parse_chain(chain)
+    energy = load_model(model, device=device) if recipe.uses("energy") else None
+    diffusion = load_ddpm(ddpm or DEFAULT_DDPM, device) if recipe.uses("ddpm") else None
+    if ddpm is not None and diffusion is None:
+        raise InputError(f"--ddpm {ddpm}: the chain {chain!r} has no ddpm")
+
+    def make_energy(number: str | None) -> Stage:
+        assert energy is not None
+        return model_stage(energy, steps=number, **ours)
+
+    def make_ddpm(config: DDPMConfig) -> Stage:
+        assert diffusion is not None
+        return ddpm_stage(diffusion, config, device=device, precision=precision)
+
+    return build_chain(recipe, energy=make_energy, ddpm=make_ddpm)
+
+
+def _ddpm_alone(name: str, steps: str | None, others: JSON, *, device: str, precision: str) -> Stage:
+    """A DDPM that was named in place of an energy: its only option is the level of noise."""
+    from pureebm.diffusion.process import DDPMConfig
+    from pureebm.diffusion.weights import load_ddpm
+    from pureebm.purify.chains import ddpm_stage
+
+    given = [f"--{key.replace('_', '-')}" for key, value in others.items() if value not in (None, "default")]
+    if given:
+        raise InputError(f"{name!r} is a DDPM: it takes --steps, its level of noise, but no {', '.join(given)}")
+    number = None if steps is None else _whole_number("--steps", steps, least=1, instead="the level of noise")
+    config = DDPMConfig() if number is None else DDPMConfig(level=number)
+    return ddpm_stage(load_ddpm(name, device), config, device=device, precision=precision)
+
+
 def langevin_stage(model: LoadedModel, config: LangevinConfig, *, device: str, precision: str) -> LangevinStage:
     """The purifier of a loaded model, described for the run record."""
     from pureebm.purify.stages import LangevinStage
 
     return LangevinStage(model.energy, config, device=device, precision=precision, model=model.describe())
+
+
+def crew(engine: str, workers: int | None, threads: int | None) -> Crew | None:
+    """Who computes: None for this process alone. Raises `InputError` where an extra is missing."""
+    if engine == "ray":
+        from pureebm.integrations.ray import RayCrew
+
+        return RayCrew(workers, threads=threads)
+    from pureebm.purify.processes import Processes
+
+    return Processes(workers, threads=threads) if workers and workers > 1 else None
 
 
 def use_threads(n_threads: int | None) -> None:

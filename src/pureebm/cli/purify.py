@@ -20,13 +20,18 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def purify(
     source: options.Source,
-    target: Annotated[Path, typer.Argument(help="Where the purified set goes; must not exist.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(help="Where the purified set goes, perhaps a URL; must not exist.", show_default=False)
+    ],
     model: options.Model = DEFAULT_MODEL,
+    chain: options.Chain = None,
+    ddpm: options.DDPM = None,
     steps: options.Steps = None,
     step_size: options.StepSize = None,
     temperature: options.Temperature = None,
     sampler: options.Sampler = "default",
     noise: options.NoiseScale = None,
+    level: options.Level = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -34,6 +39,8 @@ def purify(
     limit: options.Limit = None,
     on_error: options.OnError = "skip",
     shard: options.Shard = "0/1",
+    workers: options.Workers = None,
+    engine: options.Engine = "local",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace TARGET, or an unfinished run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     threads: options.Threads = None,
@@ -47,22 +54,26 @@ def purify(
     """
     batch, part, place = options.parse_batch_size(batch_size), options.parse_shard(shard), options.parse_device(device)
     options.use_threads(threads)
-    from pureebm.energy.weights import load_model
+    from pureebm.data.remote import RemoteTarget, as_url
     from pureebm.purify.job import JobConfig, plan, run
+    from pureebm.purify.remote import run_to_url
 
     config = JobConfig(seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch)
-    loaded = load_model(model, device=place)
-    settings = options.langevin_config(
-        loaded, sampler=sampler, steps=steps, step_size=step_size, temperature=temperature, noise=noise
-    )
-    stage = options.langevin_stage(loaded, settings, device=place, precision=precision)
+    chosen = {"sampler": sampler, "steps": steps, "step_size": step_size, "temperature": temperature, "noise": noise}
+    stage = options.purifier(model, chain=chain, ddpm=ddpm, level=level, device=place, precision=precision, **chosen)
+    url = as_url(target)
     if dry_run:
-        planned = plan(source, target, stage, config)
+        planned = plan(source, RemoteTarget(url).path if url else target, stage, config)
         return emit(planned.to_json()) if json_ else _say_plan(planned)
+    crew = options.crew(engine, workers, threads)
+    report: str | None
     with stop_on_signals() as stop, show_progress() as progress:
-        record = run(source, target, stage, config, progress=progress, stop=stop)
-    report = _report_path(record)
-    emit(record.to_json() | {"report": report and str(report)}) if json_ else _say_record(record, report)
+        if url:
+            record, report = run_to_url(source, url, stage, config, progress=progress, stop=stop, crew=crew)
+        else:
+            record = run(source, target, stage, config, progress=progress, stop=stop, crew=crew)
+            report = _report_path(record)
+    emit(record.to_json() | {"report": report}) if json_ else _say_record(record, report, shared=crew is not None)
     raise typer.Exit(record.exit_code)
 
 
@@ -76,21 +87,23 @@ def _say_plan(plan: Plan) -> None:
     say("dry run: nothing was written")
 
 
-def _report_path(record: RunRecord) -> Path | None:
+def _report_path(record: RunRecord) -> str | None:
     """Where the report stands; None while other shards are missing."""
     from pureebm.purify.manifest import REPORT_NAME
     from pureebm.purify.workplace import side_folder
 
     target = Path(record.target)
-    return side_folder(target, target.is_file()) / REPORT_NAME if record.status == "complete" else None
+    return str(side_folder(target, target.is_file()) / REPORT_NAME) if record.status == "complete" else None
 
 
-def _say_record(record: RunRecord, report: Path | None) -> None:
+def _say_record(record: RunRecord, report: str | None, *, shared: bool) -> None:
     counts = ", ".join(f"{count:,} {name}" for name, count in record.counts.items() if count and name != "total")
     say(f"{record.counts['total']:,} images: {counts}")
     for warning in record.warnings:
         say(f"Warning: {warning}")
     if report is None:
         return say("this shard is done; the target appears when the others are")
-    say(f"{duration(record.seconds['total'])} at {record.images_per_second:,.1f} images/s -> {record.target}")
+    over, each = (" over all workers", " each") if shared else ("", "")
+    took, rate = duration(record.seconds["total"]), record.images_per_second
+    say(f"{took}{over} at {rate:,.1f} images/s{each} -> {record.target}")
     say(f"report: {report}")

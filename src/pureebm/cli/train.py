@@ -16,13 +16,13 @@ import typer
 from pureebm.cli.options import Device, Json, Precision, Seed, Source, Threads, emit, parse_device, say, use_threads
 from pureebm.cli.progress import stop_on_signals
 from pureebm.errors import InputError
-from pureebm.training.settings import EnergySettings
+from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings
 
 if TYPE_CHECKING:
     from pureebm.training.runtime import Runtime
     from pureebm.training.workers import Workers
 
-app = typer.Typer(help="Train energy models and classifiers.", no_args_is_help=True)
+app = typer.Typer(help="Train energy models, DDPMs, students and classifiers.", no_args_is_help=True)
 
 
 Out = Annotated[Path, typer.Option(help="The run's folder; one that exists is continued.", show_default=False)]
@@ -99,13 +99,78 @@ def _workers(device: str, accelerate: bool) -> Workers:
     return AccelerateWorkers(device) if accelerate else Workers(parse_device(device))
 
 
-def _with_settings(command: Any) -> Any:
-    """`command` with an option for every field of `EnergySettings` in place of its `**settings`."""
-    hints = get_type_hints(EnergySettings, include_extras=True)
+def _student(
+    source: Source,
+    out: Out,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a one-pass student of an energy: a network that purifies as its chain does, many times faster.
+
+    First the teacher purifies images, which are kept in OUT/pairs; then the student learns from these pairs.
+    OUT/model.safetensors and its card stand there from the first validation on: `pureebm purify --model` takes it.
+    """
+    use_threads(threads)
+    from pureebm.training.student import train_student
+
+    settings |= {name: _numbers(settings[name]) for name in _LISTS}
+    chosen = StudentSettings(**settings)
+    with stop_on_signals() as stop:
+        runtime = _runtime(_workers(device, False), stop.is_set, checkpoint_minutes, overwrite)
+        card = train_student(source, out, chosen, holdout=holdout, runtime=runtime)
+    if json_:
+        emit({"model": str(out / "model.safetensors"), "card": card})
+
+
+def _ddpm(
+    source: Source,
+    out: Out,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    accelerate: Accelerate = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a DDPM for purification, on the first noise levels of a linear schedule of 1,000 (needs the extra).
+
+    OUT/model.safetensors and its card stand there from the first validation on: `pureebm purify --ddpm OUT` takes it.
+    """
+    use_threads(threads)
+    from pureebm.training.ddpm import train_ddpm
+
+    settings["widths"] = settings["widths"] and _numbers(settings["widths"])
+    chosen = DDPMSettings(**settings)
+    workers = _workers(device, accelerate)
+    with stop_on_signals() as stop:
+        runtime = _runtime(workers, stop.is_set, checkpoint_minutes, overwrite)
+        card = train_ddpm(source, out, chosen, holdout=holdout, runtime=runtime)
+    if json_ and workers.rank == 0:
+        emit({"model": str(out / "model.safetensors"), "card": card})
+
+
+def _with_settings(command: Any, settings: Any) -> Any:
+    """`command` with an option for every field of a settings class in place of its `**settings`."""
+    hints = get_type_hints(settings, include_extras=True)
     parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-    for field in fields(EnergySettings):
+    for field in fields(settings):
         kind, default = hints[field.name].__origin__, field.default
-        if field.name in _LISTS:
+        if field.name in _LISTS and default is None:
+            kind = str | None
+        elif field.name in _LISTS:
             kind, default = str, ",".join(map(str, default))  # type: ignore[arg-type]
         option = typer.Option(help=hints[field.name].__metadata__[0], show_default=default is not None)
         parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
@@ -204,4 +269,6 @@ def _classifier(
         emit({"model": str(out / "model.safetensors"), "test_accuracy": card["test_accuracy"], "card": card})
 
 
-app.command("energy")(_with_settings(_energy))
+app.command("energy")(_with_settings(_energy, EnergySettings))
+app.command("ddpm")(_with_settings(_ddpm, DDPMSettings))
+app.command("student")(_with_settings(_student, StudentSettings))

@@ -1,11 +1,13 @@
 """Labeled image sets as arrays: what classifiers train on and attacks poison, of every kind that `open_source` knows.
 
-| kind    | where its labels are                                                                                      |
-|---------|-----------------------------------------------------------------------------------------------------------|
-| folder  | the first folder of each image's name, as sorted                                                          |
-| npz     | an array as long as the images: one of `KEYS`, or the only one of whole numbers; numbers, names or one-hot |
-| CIFAR   | the label byte or list; of CIFAR-100 the fine one                                                         |
-| Parquet | the column that the metadata call a ClassLabel, one of `KEYS`, or the only one of whole numbers           |
+| kind       | where its labels are                                                                                  |
+|------------|-------------------------------------------------------------------------------------------------------|
+| folder     | the first folder of each image's name, as sorted; so in zip and tar archives                          |
+| npz        | an array as long as the images: one of `KEYS`, or the only of numbers; numbers, names or one-hot      |
+| CIFAR      | the label byte or list; of CIFAR-100 the fine one                                                     |
+| tables     | Parquet, Arrow: the column that the metadata call a ClassLabel, one of `KEYS`, or the only of numbers |
+| csv        | the column that is one of `KEYS`; numbers, or names as sorted                                         |
+| webdataset | the `.cls` of each sample; numbers, or names as sorted                                                |
 
 All is held in memory: 3 KB an image of 32 px.
 """
@@ -24,13 +26,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pureebm.data.archives import ArchiveSource
 from pureebm.data.base import Pixels, Source
 from pureebm.data.cifar import BinaryFile, CifarSource
+from pureebm.data.csv_list import CsvSource
 from pureebm.data.folder import FolderSource
 from pureebm.data.npz import NpzSource
 from pureebm.data.open import open_source
-from pureebm.data.parquet import ParquetFile, ParquetSource
+from pureebm.data.tables import TableFile, TableSource
 from pureebm.data.unpickle import loads
+from pureebm.data.webdataset import WebDatasetSource
 from pureebm.errors import InputError
 
 KEYS = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "fine_label", "class", "arr_1")
@@ -50,7 +55,7 @@ def read_labeled_source(
     """Every image of a source with its label.
 
     Args:
-        path: a folder with class folders, `.npz` with labels, CIFAR-10/100, or Parquet with a label column.
+        path: a labeled source, as the table says.
         size: side to which images are cut and averaged down; without it all must have one size.
         limit: only the first so many images.
 
@@ -62,14 +67,14 @@ def read_labeled_source(
         InputError: no labels, a label below 0 or missing, unreadable images (naming the first), or different sizes.
     """
     source = open_source(path)
-    labels, names = _labels(source)
+    labels, names = labels_of(source)
     n = len(source) if limit is None else min(limit, len(source))
     _refuse_bad_labels(source, labels[:n], names)
     images, ids = _images(source, n, size)
     return images, torch.from_numpy(labels[:n].copy()), names, ids
 
 
-def label_key(source: NpzSource | ParquetSource) -> str:
+def label_key(source: NpzSource | TableSource) -> str:
     """The name of the array or column that holds the labels. Raises `InputError`, listing what is there, for none."""
     if isinstance(source, NpzSource):
         members = {m.key: m for m in source.members if m is not source.images and m.shape[:1] == (len(source),)}
@@ -131,16 +136,25 @@ def _extent(image: NDArray[np.uint8]) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def _labels(source: Source) -> tuple[Labels, list[str] | None]:
+def labels_of(source: Source) -> tuple[Labels, list[str] | None]:
+    """Each item's label as it is stored, in or out of range, and the classes' names where the source knows them.
+
+    Raises:
+        InputError: the source has no labels, or they are no labels.
+    """
     match source:
-        case FolderSource():
+        case FolderSource() | ArchiveSource():
             return _folder_labels(source)
         case NpzSource():
             return _npz_labels(source)
         case CifarSource():
             return _cifar_labels(source)
-        case ParquetSource():
-            return _parquet_labels(source)
+        case TableSource():
+            return _table_labels(source)
+        case CsvSource():
+            return _list_labels(source)
+        case WebDatasetSource():
+            return _text_labels(source, "cls", source.members("cls"))
     raise InputError(f"{source.path}: a source of kind {source.kind!r} has no labels")
 
 
@@ -160,7 +174,7 @@ def _numbered(values: Sequence[str]) -> tuple[Labels, list[str]]:
     return labels.astype(np.int64), [str(name) for name in names]
 
 
-def _folder_labels(source: FolderSource) -> tuple[Labels, list[str]]:
+def _folder_labels(source: FolderSource | ArchiveSource) -> tuple[Labels, list[str]]:
     ids = [source.item(index).id for index in range(len(source))]
     loose = [name for name in ids if "/" not in name]
     if loose:
@@ -221,7 +235,7 @@ def _cifar_names(root: Path) -> list[str] | None:
     return None
 
 
-def _parquet_labels(source: ParquetSource) -> tuple[Labels, list[str] | None]:
+def _table_labels(source: TableSource) -> tuple[Labels, list[str] | None]:
     key = label_key(source)
     try:
         values = [value for file in source.files for value in _column(file, key)]
@@ -237,10 +251,28 @@ def _parquet_labels(source: ParquetSource) -> tuple[Labels, list[str] | None]:
     return np.array(values, np.int64), list(map(str, names)) if isinstance(names, list) else None
 
 
-def _column(file: ParquetFile, key: str) -> list[Any]:
-    with file.open() as opened:
-        values: list[Any] = opened.read(columns=[key])[key].to_pylist()
-        return values
+def _list_labels(source: CsvSource) -> tuple[Labels, list[str] | None]:
+    key = next((key for key in KEYS if key in source.header), None)
+    if key is None:
+        raise InputError(
+            f"{source.path}: no column of labels among {', '.join(source.header)}; name it one of {', '.join(KEYS)}"
+        )
+    return _text_labels(source, key, [value.encode() for value in source.column(key)])
+
+
+def _text_labels(source: Source, key: str, values: Sequence[bytes | None]) -> tuple[Labels, list[str] | None]:
+    """Numbers as they are, else names as sorted."""
+    texts = [(value or b"").decode("utf-8", "replace").strip() for value in values]
+    if "" in texts:
+        item = source.load(texts.index(""), texts.index("") + 1)[0].item.id
+        raise InputError(f"{source.path}: {item} has no {key}; remove it or label it")
+    if all(text.isdecimal() and len(text) < 10 for text in texts):
+        return np.array(texts, np.int64), None
+    return _numbered(texts)
+
+
+def _column(file: TableFile, key: str) -> list[Any]:
+    return [value for _, batch in file.batches(columns=[key]) for value in batch.column(0).to_pylist()]
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

@@ -302,5 +302,8 @@ def is_npz(path: Path) -> bool:
         return True
     if not os.access(path, os.R_OK) or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(".npy") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except DAMAGE:
+        return False

@@ -5,7 +5,7 @@
 | folder  | the item moves to the folder of its new class; a taken name gets a number (`b.png`, `b-2.png`) |
 | npz     | its entry in the array of labels: a number, a name or a one-hot row                        |
 | CIFAR   | its label byte or list entry; of CIFAR-100 the fine one                                    |
-| Parquet | its cell in the label column                                                               |
+| tables  | its cell in the label column                                                               |
 
 Only for a place that nobody reads yet: a crash in between leaves it half changed.
 """
@@ -16,13 +16,12 @@ import io
 import itertools
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pureebm.data.base import Source
@@ -31,7 +30,7 @@ from pureebm.data.durable import sync_tree, write_file
 from pureebm.data.folder import FolderSource
 from pureebm.data.labels import label_key
 from pureebm.data.npz import NpzSource
-from pureebm.data.parquet import BATCH_ROWS, ParquetSource
+from pureebm.data.tables import TableFile, TableSource
 from pureebm.data.unpickle import dumps, loads
 from pureebm.errors import InputError
 
@@ -57,8 +56,8 @@ def relabel(target: Path, source: Source, changes: Mapping[int, int], names: Seq
             _relabel_npz(target, source, changes, names)
         case CifarSource():
             _relabel_cifar(target, source, changes)
-        case ParquetSource():
-            _relabel_parquet(target, source, changes, names)
+        case TableSource():
+            _relabel_table(target, source, changes, names)
         case _:
             raise InputError(f"{source.path}: labels of a source of kind {source.kind!r} cannot be changed")
     return {}
@@ -135,37 +134,30 @@ def _relabeled_pickle(path: Path, changes: Mapping[int, int]) -> Any:
     return lambda file: file.write(dumps(content))
 
 
-def _relabel_parquet(
-    target: Path, source: ParquetSource, changes: Mapping[int, int], names: Sequence[str] | None
-) -> None:
+def _relabel_table(target: Path, source: TableSource, changes: Mapping[int, int], names: Sequence[str] | None) -> None:
     key = label_key(source)
     for which, file in enumerate(source.files):
         start, stop = source.starts[which : which + 2]
         mine = {index - start: label for index, label in changes.items() if start <= index < stop}
         path = target if source.single_file else target / file.name
         if mine:
-            with open(path, "rb") as old:  # its bytes stay there until the new file takes its name
-                write_file(path, _exchange_column(old, key, mine, names, file.codec))
+            write_file(path, _exchange_column(type(file)(path, file.name), key, mine, names))
 
 
 def _exchange_column(
-    old: BinaryIO, key: str, changes: Mapping[int, int], names: Sequence[str] | None, codec: str
+    file: TableFile, key: str, changes: Mapping[int, int], names: Sequence[str] | None
 ) -> Callable[[BinaryIO], None]:
-    """Writes the table `old` with other labels in some rows."""
+    """Writes the table `file` with other labels in some rows."""
+    position = file.schema.get_field_index(key)
+    kind = file.schema.field(position).type
+    as_names = pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
-    def write(out: BinaryIO) -> None:
-        file, start = pq.ParquetFile(old, pre_buffer=False), 0
-        schema: pa.Schema = file.schema_arrow
-        position = schema.get_field_index(key)
-        kind = schema.field(position).type
-        as_names = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        with pq.ParquetWriter(out, schema, compression=codec) as new:
-            for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
-                values = batch.column(position).to_pylist()
-                for row in changes.keys() & range(start, start + len(values)):
-                    label = changes[row]
-                    values[row - start] = names[label] if as_names and names else label
-                new.write_batch(batch.set_column(position, schema.field(position), pa.array(values, kind)))
-                start += len(values)
+    def changed() -> Iterator[pa.RecordBatch]:
+        for start, batch in file.batches():
+            values = batch.column(position).to_pylist()
+            for row in changes.keys() & range(start, start + len(values)):
+                label = changes[row]
+                values[row - start] = names[label] if as_names and names else label
+            yield batch.set_column(position, file.schema.field(position), pa.array(values, kind))
 
-    return write
+    return lambda out: file.write(out, changed())

@@ -1,4 +1,4 @@
-"""Energy networks on disk: safetensors for the weights, a JSON card beside it for everything else.
+"""Energies and students on disk: safetensors for the weights, a JSON card beside it for everything else.
 
 A card says what the weights are ("architecture" and "config" rebuild the network), how they were made and
 measured, which sampler they want ("sampler"), and the "sha256" of the weights file. Nothing is unpickled
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from pureebm.data.durable import write_file
 from pureebm.energy.networks import LocalEnergy, SNGANEnergy
+from pureebm.energy.student import Student
 from pureebm.errors import ModelError
 from pureebm.types import JSON
 
 DEFAULT_MODEL = "residual-32"
 
-ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy]] = MappingProxyType(
-    {"sngan": SNGANEnergy, "local": LocalEnergy}
+ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy] | type[Student]] = MappingProxyType(
+    {"sngan": SNGANEnergy, "local": LocalEnergy, "student": Student}
 )
 
 MODELS: Mapping[str, str] = MappingProxyType(
@@ -39,15 +40,28 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 """Bundled weights: name -> one line about them. The file is `energy/models/NAME.safetensors`."""
 
+WEIGHTS_NAME, CARD_NAME = "model.safetensors", "config.json"
+"""What a model folder of the Hugging Face shape holds."""
+
+STUDENT = "student"
+"""The name under which `MODELS` holds the bundled energy's student, where it is bundled too."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """An energy ready to use: in eval mode, without parameter gradients."""
+    """An energy or a student, ready to use: in eval mode, without parameter gradients."""
 
     name: str
-    energy: nn.Module
+    network: nn.Module
     card: JSON
     sha256: str
+
+    @property
+    def energy(self) -> nn.Module:
+        """The network, if it is an energy. Raises `ModelError` for a student, which has none."""
+        if isinstance(self.network, Student):
+            raise ModelError(f"{self.name!r} is a one-pass student and has no energy; give an energy model")
+        return self.network
 
     def describe(self) -> JSON:
         """What a run record says of the weights."""
@@ -61,9 +75,10 @@ def bundled_path(name: str) -> Path:
 
 
 def load_model(name: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a bundled name, a `.safetensors` file or `hf:owner/name`.
+    """Load a bundled name, a `.safetensors` file, a folder with a `model.safetensors`, or `hf:owner/name`.
 
-    A file without a card is taken as the authors' released network if its tensors have those names.
+    The card stands beside the file, under its name or as `config.json`. A file without a card is taken as the authors'
+    released network if its tensors have those names.
 
     Raises:
         ModelError: unknown name, missing file, wrong hash, names or shapes, or a hub out of reach.
@@ -73,19 +88,23 @@ def load_model(name: str | Path, device: torch.device | str = "cpu") -> LoadedMo
         return _load(_from_hub(text.removeprefix("hf:")), text, device)
     if text in MODELS:
         return _load(bundled_path(text), text, device)
+    if Path(text).is_dir():
+        if not (Path(text) / WEIGHTS_NAME).is_file():
+            raise ModelError(f"the folder {text} is no model: it holds no {WEIGHTS_NAME}")
+        return _load(Path(text) / WEIGHTS_NAME, text, device)
     if not Path(text).is_file():
         raise ModelError(f"unknown model {text!r}: no such file, and the bundled ones are {', '.join(MODELS)}")
     return _load(Path(text), text, device)
 
 
-def save_model(path: Path, energy: SNGANEnergy | LocalEnergy, card: JSON) -> JSON:
+def save_model(path: Path, network: SNGANEnergy | LocalEnergy | Student, card: JSON) -> JSON:
     """Write weights to `path` and the card, completed by what rebuilds and checks them, beside it; return the card."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in energy.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     data = save(tensors, metadata={"format": "pt"})
     card = {
         **card,
-        "architecture": energy.architecture,
-        "config": energy.config,
+        "architecture": network.architecture,
+        "config": network.config,
         "parameters": sum(value.numel() for value in tensors.values()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -105,9 +124,9 @@ def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:
     card = _read_card(path, tensors)
     if card.get("sha256", sha256) != sha256:
         raise ModelError(f"{path}: sha256 is {sha256}, its card says {card['sha256']}; the file is damaged or replaced")
-    energy = build(card, tensors, path)
-    energy.eval().requires_grad_(False).to(device)
-    return LoadedModel(name, energy, card, sha256)
+    network = build(card, tensors, path)
+    network.eval().requires_grad_(False).to(device)
+    return LoadedModel(name, network, card, sha256)
 
 
 def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -116,10 +135,10 @@ def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
     if architecture not in ARCHITECTURES:
         raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     try:
-        energy = ARCHITECTURES[architecture](**card.get("config", {}))
+        network = ARCHITECTURES[architecture](**card.get("config", {}))
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: its card's config does not fit {architecture!r}: {error}") from error
-    expected = {key: tuple(value.shape) for key, value in energy.state_dict().items()}
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if expected != found:
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -130,13 +149,14 @@ def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
         )
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ModelError(f"{path} holds weights that are not finite")
-    energy.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return energy
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return network
 
 
 def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
-    card_path = path.with_suffix(".json")
-    if card_path.is_file():
+    for card_path in (path.with_suffix(".json"), path.with_name(CARD_NAME)):
+        if not card_path.is_file():
+            continue
         try:
             card = json.loads(card_path.read_text())
         except ValueError as error:
@@ -147,7 +167,7 @@ def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
             return card
     if "block1.c1.weight" in tensors:  # the authors' release, which has no card of ours
         return {"architecture": "sngan", "config": {"width": tensors["block1.c1.weight"].shape[0]}, "sampler": {}}
-    raise ModelError(f"{path} has no card {card_path.name} beside it, and is not the authors' network")
+    raise ModelError(f"{path} has no card {path.with_suffix('.json').name} beside it, and is not the authors' network")
 
 
 def _from_hub(repository: str) -> Path:
@@ -157,7 +177,7 @@ def _from_hub(repository: str) -> Path:
     except ImportError as error:
         raise ModelError("hf: models need huggingface_hub: pip install 'pureebm[hub]'") from error
     try:
-        path = Path(hf_hub_download(repository, "model.safetensors"))
+        path = Path(hf_hub_download(repository, WEIGHTS_NAME))
     except HFValidationError as error:
         raise ModelError(f"hf:{repository} is no repository name: expected hf:owner/name") from error
     except (OSError, HfHubHTTPError) as error:  # offline, missing file, missing repository, no permission
@@ -165,7 +185,7 @@ def _from_hub(repository: str) -> Path:
             f"cannot fetch model.safetensors of {repository!r} from the Hugging Face Hub ({type(error).__name__}). "
             "Without a network: download it elsewhere and give the file itself as --model FILE"
         ) from error
-    for card in ("model.json", "pureebm.json"):
+    for card in ("model.json", CARD_NAME):
         try:
             hf_hub_download(repository, card)
         except OSError:

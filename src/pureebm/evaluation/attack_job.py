@@ -21,15 +21,19 @@ from pureebm.attacks.registry import find_attack
 from pureebm.classifiers.networks import check_network_name
 from pureebm.data.labels import read_labeled_source
 from pureebm.data.open import open_source
+from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
 from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, load_extractors, write_poisoned
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.surrogates import Surrogates
+from pureebm.purify.through import Through, differentiable
 from pureebm.purify.workplace import check_places
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
 
 HELD_OUT = 0.1
+SEE_THROUGH = ("narcissus",)
+"""Attacks that use `Attacker.through`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,8 @@ class AttackSettings(PoisonSettings):
     surrogate: Annotated[str, "network that the attacker trains, a name of `classifiers.networks`"] = "small-resnet"
     surrogate_epochs: Annotated[int | None, "passes of its training, where the attack does not say"] = None
     cache: Annotated[Path | None, "folder that keeps trained surrogates"] = None
+    through: Annotated[str | None, "energy or student that the attacker optimizes through (Narcissus)"] = None
+    through_steps: Annotated[int | None, "updates of an energy's chain to go through; None: all"] = None
 
 
 def run_attack(
@@ -65,6 +71,10 @@ def run_attack(
         InputError: source, target, means or config are refused; nothing was written.
     """
     began, entry = time.perf_counter(), find_attack(name)
+    if settings.through is not None and name not in SEE_THROUGH:
+        raise InputError(f"only {', '.join(SEE_THROUGH)} optimizes through a purifier; leave --through out for {name}")
+    if settings.through_steps is not None and settings.through is None:
+        raise InputError("--through-steps are of the purifier that --through names; give one")
     for network in (settings.surrogate, settings.victim):
         check_network_name(network)
     opened = open_source(source)
@@ -74,14 +84,15 @@ def run_attack(
         held_out, _ = hold_out(len(data.ids), seed=settings.seed)
         data = replace(data, held_out=held_out, test=data.part(held_out))
     train = data.part(data.rows)
-    attacker = _attacker(data, settings, report)
+    through, told = _through(settings)
+    attacker = replace(_attacker(data, settings, report), through=through)
     report(f"{name}: {len(train):,} training images of {train.n_classes} classes")
     poisoned: Poisoned = entry.load().craft(train, config, attacker=attacker, seed=settings.seed)
     return write_poisoned(
         data,
         there,
         replace(poisoned, rows=data.rows[poisoned.rows]),
-        {"attack": name, "config": dataclasses.asdict(config), "crafting": poisoned.record},
+        {"attack": name, "config": dataclasses.asdict(config), "crafting": poisoned.record | told},
         settings,
         began=began,
         extractors=attacker.extractors,
@@ -97,6 +108,15 @@ def hold_out(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     count = max(1, round(HELD_OUT * n))
     return order[:count].sort().values, order[count:].sort().values
+
+
+def _through(settings: AttackSettings) -> tuple[Through | None, JSON]:
+    """The purifier that is optimized through, and what the record says of it."""
+    if settings.through is None:
+        return None, {}
+    model = load_model(settings.through, settings.device)
+    told = {"model": model.describe(), "steps": settings.through_steps}
+    return differentiable(model, steps=settings.through_steps, seed=settings.seed), {"through": told}
 
 
 def _attacker(data: SourceSet, settings: AttackSettings, report: Callable[[str], None]) -> Attacker:

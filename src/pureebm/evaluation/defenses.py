@@ -5,6 +5,12 @@
     pureebm                       the bundled model with its own sampler
     pureebm:steps=auto            the model's measured mid-run
     pureebm:model=FILE,steps=20   any field of the sampler; model, sampler, seed and precision beside
+    pureebm:model=FILE,level=1.2  a one-pass student; level of its noise, seed and precision beside
+    ddpm  ddpm-125:ddim=10        PureGen-DDPM, to that level of noise; ddpm=FILE names its weights
+    naive  naive-75:energy=150    energy > ddpm, as PureGen's Naive; model=FILE and ddpm=FILE beside
+    reps  reps-50:times=5         5 * (energy > ddpm), PureGen's Reps; energy steps: a fifteenth of the model's own
+    filt  filt-125:share=50       filter(50%) > ddpm, PureGen's Filt
+    chain:TEXT; model=FILE        any chain, as `purify.chains` reads it; model, ddpm, seed and precision beside
     epic-0.1                      EPIC with that share of medoids, on PureGen's schedule
     epic-0.1:preset=short         on the schedule of short trainings; any field of `epic.Config` beside
     friends-b  friends-gaussian   FRIENDS with Bernoulli or Gaussian noise; presets and fields as above
@@ -24,10 +30,14 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pureebm.defenses import detector, epic, friends
-from pureebm.energy.weights import DEFAULT_MODEL, load_model
+from pureebm.diffusion.process import DDPMConfig
+from pureebm.diffusion.weights import DEFAULT_DDPM, LoadedDDPM, bundled_path, load_ddpm
+from pureebm.energy.student import Student
+from pureebm.energy.weights import DEFAULT_MODEL, LoadedModel, load_model
 from pureebm.errors import InputError
 from pureebm.purify.baselines import baseline
-from pureebm.purify.stages import LangevinStage
+from pureebm.purify.chains import build_chain, ddpm_stage, parse_chain
+from pureebm.purify.student import model_stage
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON, Stage, TrainingDefense
 
@@ -36,7 +46,7 @@ Config = TypeVar("Config", epic.Config, friends.Config, detector.SpectralConfig 
 
 
 class NotInstalledError(InputError):
-    """A defense that suites name, but that this version does not have."""
+    """A defense that suites name, but that this version has no weights for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +84,17 @@ def find_defense(name: str, *, device: str = "cpu", precision: str = "auto") -> 
 
     Raises:
         InputError: an unknown name or option, or a value out of range.
-        NotInstalledError: a name that only suites know so far.
+        NotInstalledError: it needs weights that do not come with this version.
     """
     head, _, text = name.partition(":")
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if head == "chain":
+        chain, _, text = text.partition(";")
+        head = f"chain:{chain.strip()}"
+    pairs = [pair.strip().partition("=") for pair in text.split(",")] if text.strip() else []
     if not all(key and equals and value for key, equals, value in pairs):
         raise InputError(f"defense {name!r}: what follows the colon must be key=value, several by commas")
     asked = Asked(name, head, {key: value for key, _, value in pairs}, device, precision)
-    kind = head.partition("-")[0]
+    kind = "chain" if head.startswith("chain:") else head.partition("-")[0]
     if kind not in MAKERS:
         close = difflib.get_close_matches(kind, MAKERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -99,8 +112,17 @@ def _pureebm(asked: Asked) -> Defense:
     options = dict(asked.options)
     model = load_model(options.pop("model", DEFAULT_MODEL), device=asked.device)
     precision, seed = options.pop("precision", asked.precision), options.pop("seed", "0")
-    config = _sampler(asked.name, model.card, options)
-    stage = LangevinStage(model.energy, config, device=asked.device, precision=precision, model=model.describe())
+    level = options.pop("level", None)
+    student = isinstance(model.network, Student)
+    if student and options:
+        raise InputError(f"defense {asked.name!r}: a student takes model, level, seed and precision only")
+    stage = model_stage(
+        model,
+        None if student else _sampler(asked.name, model.card, options),
+        level=None if level is None else _number(asked.name, "level", level, float),
+        device=asked.device,
+        precision=precision,
+    )
     return Defense(asked.name, stage, _number(asked.name, "seed", seed, int))
 
 
@@ -193,8 +215,72 @@ def _number(name: str, key: str, text: str, kind: type[Number]) -> Number:
         raise InputError(f"defense {name!r}: {key} must be a number, got {text!r}") from None
 
 
-def _missing(asked: Asked) -> Defense:
-    raise NotInstalledError(f"defense not installed: {asked.name}")
+_PAPER_SHORT = 15
+"""How many times fewer updates an energy makes in PureGen's Reps than alone: 10 of 150."""
+
+_COMBINATIONS: Mapping[str, tuple[str, int]] = MappingProxyType(
+    {
+        "ddpm": ("ddpm({level})", 75),
+        "naive": ("energy{energy} > ddpm({level})", 75),
+        "reps": ("{times} * (energy{energy} > ddpm({level}))", 50),
+        "filt": ("filter({share}%) > ddpm({level})", 125),
+    }
+)
+"""PureGen's, with the level of noise that the paper chose (arXiv 2405.18627, appendix F)."""
+
+
+def _combined(asked: Asked) -> Defense:
+    kind, dash, number = asked.head.partition("-")
+    if dash and not number.isdecimal():
+        raise InputError(
+            f"unknown defense {asked.name!r}; known: {kind}-LEVEL, such as {kind}-{_COMBINATIONS[kind][1]}"
+        )
+    text, usual = _COMBINATIONS[kind]
+    options, values = dict(asked.options), {"level": number or str(usual)}
+    if "ddim" in options:
+        values["level"] += f", ddim={options.pop('ddim')}"
+    for key, default in (("times", "5"), ("share", "50"), ("energy", "")):
+        if f"{{{key}}}" in text:
+            values[key] = options.pop(key, default)
+    model = load_model(options.pop("model", DEFAULT_MODEL), device=asked.device)
+    if kind == "reps" and not values["energy"] and not isinstance(model.network, Student):
+        own = LangevinConfig(**model.card.get("sampler", {})).n_steps
+        values["energy"] = str(max(1, round(own / _PAPER_SHORT)))
+    values["energy"] = f"({values['energy']})" if values.get("energy") else ""
+    return _chained(asked, text.format(**values), model, options)
+
+
+def _chain(asked: Asked) -> Defense:
+    options = dict(asked.options)
+    model = load_model(options.pop("model", DEFAULT_MODEL), device=asked.device)
+    return _chained(asked, asked.head.partition(":")[2], model, options)
+
+
+def _chained(asked: Asked, text: str, model: LoadedModel, options: dict[str, str]) -> Defense:
+    """The chain of a text; `options`: what is left of those asked for."""
+    recipe = parse_chain(text)
+    precision = options.pop("precision", asked.precision)
+    seed = _number(asked.name, "seed", options.pop("seed", "0"), int)
+    weights = options.pop("ddpm", DEFAULT_DDPM)
+    if options:
+        raise InputError(f"defense {asked.name!r} has no option {min(options)!r}; known: model, ddpm, seed, precision")
+    diffusion = _diffusion(asked, weights) if recipe.uses("ddpm") else None
+
+    def energy(steps: str | None) -> Stage:
+        config = None if steps is None else _sampler(asked.name, model.card, {"steps": steps})
+        return model_stage(model, config, device=asked.device, precision=precision)
+
+    def ddpm(config: DDPMConfig) -> Stage:
+        assert diffusion is not None
+        return ddpm_stage(diffusion, config, device=asked.device, precision=precision)
+
+    return Defense(asked.name, build_chain(recipe, energy=energy, ddpm=ddpm), seed)
+
+
+def _diffusion(asked: Asked, weights: str) -> LoadedDDPM:
+    if weights == DEFAULT_DDPM and not bundled_path().is_file():
+        raise NotInstalledError(f"defense not installed: {asked.name}: no DDPM comes with this version; add ddpm=FILE")
+    return load_ddpm(weights, asked.device)
 
 
 MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
@@ -203,14 +289,15 @@ MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
         "jpeg": _simple,
         "blur": _simple,
         "pureebm": _pureebm,
-        "ddpm": _missing,
+        "ddpm": _combined,
         "epic": _epic,
         "friends": _friends,
         "spectral": _detector,
         "knn": _detector,
-        "naive": _missing,
-        "reps": _missing,
-        "filt": _missing,
+        "naive": _combined,
+        "reps": _combined,
+        "filt": _combined,
+        "chain": _chain,
     }
 )
 """What stands before the first dash or colon -> how to make it."""

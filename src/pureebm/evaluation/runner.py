@@ -46,6 +46,7 @@ from pureebm.evaluation.victims import (
     train_victim,
     victim_label,
 )
+from pureebm.purify.stages import Highest
 from pureebm.training.classifier import predict
 from pureebm.types import JSON
 
@@ -217,7 +218,20 @@ class Runner:
         return self.store.poisoned(made_of, lambda: craft(scenario, goal, data, bench=self.bench))
 
     def _purify(self, defense: Defense, data: DataSet, attack: Poisoned | None) -> tuple[LabeledSet, Cost]:
-        """The training set: the base set, purified once for all attacks, and the poisons in place of their originals.
+        """The training set; only the images of highest energy are new where that is the defense.
+
+        All are purified for that, since base sets are shared by attacks: the seconds told are those of the share.
+        """
+        purified, cost = self._purify_all(defense, data, attack)
+        if not isinstance(defense.stage, Highest):
+            return purified, cost
+        given = data.train if attack is None else attack.apply(data.train)
+        images, ranking = self.store.highest(defense.stage, given.images, purified.images)
+        seconds = defense.stage.share * cost.seconds + ranking.seconds
+        return replace(purified, images=images), Cost(seconds, max(cost.peak_mb, ranking.peak_mb))
+
+    def _purify_all(self, defense: Defense, data: DataSet, attack: Poisoned | None) -> tuple[LabeledSet, Cost]:
+        """The base set, purified once for all attacks, and the purified poisons in place of their originals.
 
         An image has one id, so one noise, in both.
         """

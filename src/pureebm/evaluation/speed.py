@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pureebm.energy.engine import make_score
 from pureebm.energy.networks import SNGANEnergy
-from pureebm.energy.weights import DEFAULT_MODEL, load_model
+from pureebm.energy.weights import DEFAULT_MODEL, MODELS, STUDENT, load_model
 from pureebm.evaluation.cards import provenance, write_card
 from pureebm.purify.stages import LangevinStage, has_fast_bfloat16
+from pureebm.purify.student import model_stage
 from pureebm.sampling.langevin import (
     PAPER_N_STEPS,
     PAPER_STEP_SIZE,
@@ -112,6 +113,11 @@ def measure(
         "protocol": asdict(config) | {"n_steps": PAPER_N_STEPS, "scaled_from_steps": config.steps},
         "default_settings": stage.settings(),
     }
+
+
+def bundled_student(device: str = "cpu") -> Stage | None:
+    """The bundled student, if this version has one."""
+    return model_stage(load_model(STUDENT, device), device=device) if STUDENT in MODELS else None
 
 
 def _bundled(model: str, device: torch.device, images: Tensor) -> LangevinStage:

@@ -24,7 +24,8 @@ from pureebm.evaluation.arrays import load_arrays, save_arrays
 from pureebm.evaluation.cost import Cost, measured
 from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.scenarios import digest
-from pureebm.purify.stages import LangevinStage
+from pureebm.purify.ranking import Ranking
+from pureebm.purify.stages import Chain, Highest, LangevinStage
 from pureebm.types import JSON, Stage
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,10 @@ class Store:
         stage, cost = defense.stage, Cost()
         if stage is None or not len(images):
             return images, cost
-        if isinstance(stage, LangevinStage):
+        if isinstance(stage, LangevinStage | Chain | Highest):
             stage.prepare(_batch(images[:BATCH]))
+        if isinstance(stage, Highest):  # which ones these are is seen when the whole set is there: `highest`
+            stage = stage.stage
         done = []
         for start in range(0, len(images), CHUNK):
             chunk, names = images[start : start + CHUNK], list(ids[start : start + CHUNK])
@@ -76,6 +79,23 @@ class Store:
             cost.seconds += arrays["seconds"].item()
             cost.peak_mb = max(cost.peak_mb, arrays["mb"].item() if "mb" in arrays else 0.0)
         return torch.cat(done), cost
+
+    def highest(self, stage: Highest, given: Tensor, purified: Tensor) -> tuple[Tensor, Cost]:
+        """The purified images in place of the given ones of highest energy, and what ranking all of these cost.
+
+        Both (N, H, W, 3) uint8. Raises `InputError` if what ranks has no energy.
+        """
+        energies = []
+        with measured(self.device) as cost:
+            for start in range(0, len(given), BATCH):
+                found = stage.energies(_batch(given[start : start + BATCH]))
+                if found is None:
+                    raise InputError("the images of highest energy need an energy model: name one by model=FILE")
+                energies.append(found)
+        kept = list(Ranking(torch.cat(energies).numpy(), cost.seconds).kept(stage.share))
+        images = purified.clone()
+        images[kept] = given[kept]
+        return images, cost
 
     def poisoned(self, made_of: JSON, make: Callable[[], Poisoned]) -> Poisoned:
         """The poisons of these settings, crafted once."""

@@ -5,15 +5,21 @@ by repeating its first. B is a pure function of the recorded batch size and the 
 
     B(H, W) = max(1, batch_size * 32 * 32 // (H * W))
 
+Where memory runs out, a batch is computed as two halves, these as quarters, and so on; the shapes that were really
+computed are counted in the record. Halves give the bytes of the whole as far as the network's arithmetic does not
+depend on the number of images (measured: docs/trust.md).
+
 Both users, the job and the scores, come through here. Nothing here knows of files, journals or targets.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +29,10 @@ from pureebm.data.base import Loaded, Picture, Pixels, Source
 from pureebm.data.ranges import stack, unstack
 from pureebm.errors import InputError
 from pureebm.types import Stage
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MIN_SIDE = 16
 AUTO_BATCH_SIZE = 64
@@ -40,6 +50,7 @@ class Outcome:
     message: str = ""
     energy_before: float | None = None
     energy_after: float | None = None
+    kept: bool = False  # its energy is not among the highest: it stays as it is
 
     @property
     def picture(self) -> Picture:
@@ -136,12 +147,19 @@ def purify_items(
     for batch in _batches(outcomes, batch_size):
         images, ids = _padded(batch, batch_size)
         began = time.perf_counter()
-        before = stage.energies(images)
-        purified = stage.purify_batch(images, ids, seed=seed).detach().float().cpu()
-        pixels = unstack(purified[: len(batch)], like=[outcome.picture.pixels for outcome in batch])
-        after = stage.energies(_repeat_first(stack(pixels), len(images)))
+        try:
+            before = _energies(stage, images)
+            purified = _purified(stage, images, ids, seed, work)
+            pixels = unstack(purified[: len(batch)], like=[outcome.picture.pixels for outcome in batch])
+            after = _energies(stage, _repeat_first(stack(pixels), len(images)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            for outcome in batch:
+                outcome.message = "memory ran out even for one image at a time"
+            on_batch(len(batch))
+            continue
         work.seconds += time.perf_counter() - began
-        work.shapes["x".join(map(str, images.shape))] += 1
         finite = purified.flatten(1).isfinite().all(1).tolist()
         for outcome, new, ok, low, high in zip(
             batch, pixels, finite, _floats(before, len(batch)), _floats(after, len(batch)), strict=False
@@ -155,7 +173,7 @@ def score_items(items: Sequence[Loaded], stage: Stage, *, batch_size: int) -> li
     """Only the energies of all readable pictures; `InputError` if the stage has none."""
     outcomes = [_admit(loaded) for loaded in items]
     for batch in _batches(outcomes, batch_size):
-        energies = stage.energies(_padded(batch, batch_size)[0])
+        energies = _energies(stage, _padded(batch, batch_size)[0])
         if energies is None:
             raise InputError("this purifier has no energy, so it cannot score images; choose an energy model")
         for outcome, energy in zip(batch, _floats(energies, len(batch)), strict=True):
@@ -163,6 +181,42 @@ def score_items(items: Sequence[Loaded], stage: Stage, *, batch_size: int) -> li
             if energy is not None and not np.isfinite(energy):
                 outcome.message = f"its energy is {energy}"
     return outcomes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the processor had no memory left, in whatever way torch says so."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _purified(stage: Stage, images: Tensor, ids: list[str], seed: int, work: Work) -> Tensor:
+    """(B, 3, H, W) float32 on the CPU."""
+
+    def compute(start: int, stop: int) -> Tensor:
+        out = stage.purify_batch(images[start:stop], ids[start:stop], seed=seed).detach().float().cpu()
+        work.shapes["x".join(map(str, (stop - start, *images.shape[1:])))] += 1
+        return out
+
+    return torch.cat(_or_in_halves(compute, 0, len(images)))
+
+
+def _energies(stage: Stage, images: Tensor) -> Tensor | None:
+    parts = _or_in_halves(lambda start, stop: stage.energies(images[start:stop]), 0, len(images))
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
+
+
+def _or_in_halves(compute: Callable[[int, int], T], start: int, stop: int) -> list[T]:
+    """compute(start, stop), or where memory runs out its halves one after the other; raises for a single image."""
+    try:
+        return [compute(start, stop)]
+    except (RuntimeError, MemoryError) as error:
+        if stop - start == 1 or not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("memory ran out for %d images at once; going on with half as many", stop - start)
+    middle = (start + stop + 1) // 2
+    return _or_in_halves(compute, start, middle) + _or_in_halves(compute, middle, stop)
 
 
 def _admit(loaded: Loaded) -> Outcome:

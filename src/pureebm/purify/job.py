@@ -12,17 +12,19 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import pickle
 import platform
 import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +34,7 @@ import torch
 
 from pureebm.data.base import Loaded, Pixels, Result, Sink, Source
 from pureebm.data.ranges import stack
-from pureebm.errors import InputError, Interrupted, ItemError
+from pureebm.errors import InputError, Interrupted, ItemError, MismatchError
 from pureebm.purify.batch_size import choose_batch_size
 from pureebm.purify.batches import (
     Outcome,
@@ -43,6 +45,7 @@ from pureebm.purify.batches import (
     look,
     purify_items,
 )
+from pureebm.purify.crew import Crew, DeskWindow, SharedWork
 from pureebm.purify.manifest import (
     MANIFEST_NAME,
     RECORD_NAME,
@@ -53,7 +56,9 @@ from pureebm.purify.manifest import (
     write_json,
     write_manifest,
 )
+from pureebm.purify.ranking import read_ranking, settle_ranking
 from pureebm.purify.report import Album, find, n_steps, write_report
+from pureebm.purify.stages import Highest
 from pureebm.purify.workplace import Workplace, check_places, record_path
 from pureebm.types import JSON, Progress, Stage
 
@@ -133,6 +138,7 @@ class RunRecord:
     versions: dict[str, str]
     started: str
     finished: str
+    source: str = ""  # where it was read; "" in records of early versions
 
     @property
     def exit_code(self) -> int:
@@ -172,7 +178,7 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
         chunks=len(mine),
         batch_shape=shape,
         images_per_second=rate,
-        seconds=(n_items - n_done) / rate if rate else None,
+        seconds=(n_items - n_done) * (stage.share if isinstance(stage, Highest) else 1) / rate if rate else None,
         bytes_needed=int(sizes.mean_area * 3 * settings["images"]) * (2 if source.single_file else 1),
         bytes_free=shutil.disk_usage(next(path for path in there.parents if path.exists())).free,
     )
@@ -186,6 +192,7 @@ def run(
     *,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    crew: Crew | None = None,
 ) -> RunRecord:
     """Purify a whole image set into `target`, or go on where an earlier run of the same command was cut off.
 
@@ -196,9 +203,11 @@ def run(
         config: See there.
         progress: Called with a `JobProgress` after every batch.
         stop: Set it (from a signal handler, say) to end the job after the current batch.
+        crew: Other processes that compute in place of this one, such as `processes.Processes(4)`.
 
     Returns:
-        The record; of status "shard-done" if shards of other processes are still missing.
+        The record; of status "shard-done" if shards of other processes are still missing. A shard of a job that the
+        others have finished does nothing.
 
     Raises:
         InputError: Source, target or settings are refused, or the disk is full. What was done so far is kept.
@@ -206,20 +215,22 @@ def run(
         ItemError: An item failed and `on_error` is "fail".
         Interrupted: `stop` was set. The same command goes on from here.
     """
-    source = opened(source)
+    origin, source = source, opened(source)
     target = Path(target)
     place = Workplace(target.resolve())
     finished = place.left_over() and _same_plan(place, source, stage, config)
     place.clean_up()
     if finished:
         return _read_record(place.target, source)
+    if config.shard[1] > 1 and not config.overwrite and (done := _done_already(place, source, stage, config)):
+        return done
     there = check_places(source, target, overwrite=config.overwrite)
     with place, _disk_errors(there):
         index, count = config.shard[0] % config.shard[1], config.shard[1]
         settings = place.begin(
             lambda recorded: _settle(source, stage, config, recorded), (index, count), overwrite=config.overwrite
         )
-        return _Job(source, stage, config, settings, place, progress, stop).run()
+        return _Job(source, stage, config, settings, place, progress, stop, crew, origin).run()
 
 
 @dataclass(slots=True)
@@ -233,23 +244,32 @@ class _Job:
     place: Workplace
     progress: Progress | None
     stop: threading.Event | None
+    crew: Crew | None = None
+    origin: Source | Path | None = None  # the source as it was given
     album: Album = field(default_factory=Album)
     done: int = 0
     failed: int = 0
     resumed: int = 0
     total: int = 0
     began: float = 0.0
+    kept: dict[int, float] = field(default_factory=dict)  # items that stay as they are, with their energies
 
     def run(self) -> RunRecord:
         started, self.began = datetime.now(UTC), time.perf_counter()
         mine = _my_chunks(_n_chunks(self.settings), self.config.shard)
         finished = self.place.journal.finished()
         self.total = _n_items(mine, self.settings)
-        self.done = self.resumed = _n_items(finished & set(mine), self.settings)
-        self.failed = tally(self.place.journal.tables(sorted(finished & set(mine)), ["status", "psnr"]))["failed"]
+        self.done, self.failed = self._settled(sorted(finished & set(mine)))
+        self.resumed = self.done
         sink = self.source.open_sink(self.place.staging)
         self._report(0)
-        self._compute([chunk for chunk in mine if chunk not in finished], sink)
+        if isinstance(self.stage, Highest):
+            settle_ranking(self.source, self.stage, self.settings, self.place, self.stop)
+        missing = [chunk for chunk in mine if chunk not in finished]
+        if self.crew is None:
+            self._compute(missing, sink)
+        elif missing:
+            self._share(missing, self.crew)
 
         try:
             with self.place.finishing():
@@ -274,11 +294,40 @@ class _Job:
         )
         return record
 
-    def _compute(self, chunks: list[int], sink: Sink) -> None:
+    def _share(self, chunks: list[int], crew: Crew) -> None:
+        """Let other processes compute; this one counts."""
+        done, failed = self.done, self.failed
+
+        def report(done_since: int, failed_since: int) -> None:
+            now = done + done_since, failed + failed_since
+            if now != (self.done, self.failed):
+                self.done, self.failed = now
+                self._report(0)
+
+        crew(
+            SharedWork(
+                order=_order(self.origin, self.stage, self.config, self.settings, self.place.target),
+                chunks=chunks,
+                stage=self.stage,
+                journal=self.place.journal,
+                settle=self._settled,
+                report=report,
+                stopped=lambda: self.stop is not None and self.stop.is_set(),
+            )
+        )
+        self._check_stop()
+
+    def _settled(self, chunks: Sequence[int]) -> tuple[int, int]:
+        """Images, and failed ones, of chunks that are in the journal."""
+        return _n_items(chunks, self.settings), tally(self.place.journal.tables(chunks, ["status", "psnr"]))["failed"]
+
+    def _compute(self, chunks: Iterable[int], sink: Sink) -> None:
         """Load ahead, compute, store behind: three threads, of which this one computes."""
+        if isinstance(self.stage, Highest):
+            self.kept = read_ranking(self.place).kept(self.stage.share)
         loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "store")
-        ahead = deque((chunk, loader.submit(self._load, chunk)) for chunk in chunks[:CHUNKS_AHEAD])
-        following = iter(chunks[CHUNKS_AHEAD:])
+        following = iter(chunks)
+        ahead = deque((chunk, loader.submit(self._load, chunk)) for chunk in islice(following, CHUNKS_AHEAD))
         stored: Future[None] | None = None
         try:
             while ahead:
@@ -312,7 +361,16 @@ class _Job:
             self._report(n)
 
         seed, batch_size = self.config.seed, self.settings["batch_size"]
-        outcomes = purify_items(items, self.stage, seed=seed, batch_size=batch_size, work=work, on_batch=on_batch)
+        stays = [item.item.index in self.kept and item.picture is not None for item in items]
+        on_batch(sum(stays))
+        others = [item for item, stay in zip(items, stays, strict=True) if not stay]
+        purified = iter(
+            purify_items(others, self.stage, seed=seed, batch_size=batch_size, work=work, on_batch=on_batch)
+        )
+        outcomes = [
+            _left(item, self.kept[item.item.index]) if stay else next(purified)
+            for item, stay in zip(items, stays, strict=True)
+        ]
         failures = [outcome for outcome in outcomes if outcome.message]
         self.failed += len(failures)
         if failures and self.config.on_error == "fail":
@@ -344,6 +402,9 @@ class _Job:
         counts = tally(journal.tables(chunks, ["status", "psnr"]))
         costs = [journal.cost(chunk) for chunk in chunks]
         seconds = {name: round(sum(cost[name] for cost in costs), 3) for name in _SECONDS}
+        if isinstance(self.stage, Highest):
+            seconds["ranking"] = round(read_ranking(self.place).seconds, 3)
+            seconds["total"] = round(seconds["total"] + seconds["ranking"], 3)
         steps = n_steps(self.settings["stage"])
         return RunRecord(
             status=status,
@@ -360,6 +421,7 @@ class _Job:
             versions=_versions(),
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=str(self.source.path.resolve()),
         )
 
     def _write_side(self, side: Path, record: RunRecord, n_chunks: int) -> None:
@@ -373,6 +435,39 @@ class _Job:
             ),
         )
         write_json(side / RECORD_NAME, record.to_json())
+
+
+def work_chunks(order: bytes, worker: int, desk: DeskWindow) -> None:
+    """Do chunks of a job that another process runs, until its desk has no more.
+
+    Args:
+        order: `SharedWork.order`.
+        worker: Among the job's workers; it holds a lock under this number.
+        desk: Asked for chunks, and told after every batch.
+
+    Raises:
+        Interrupted: The desk asked to stop.
+        MismatchError: The source is not what it was when the job began.
+    """
+    origin, stage, config, settings, target = pickle.loads(order)
+    source, place, stop = opened(origin), Workplace(target), threading.Event()
+    if json.loads(json.dumps(source.describe())) != settings["source"]:
+        raise MismatchError(f"the source {source.path} has changed since the job began")
+
+    def tell(progress: Any) -> None:
+        if desk.report(progress.done, progress.failed):
+            stop.set()
+
+    with place.working(config.shard, worker):
+        job = _Job(source, stage, config, settings, place, tell, stop)
+        job._compute(iter(desk.next, None), source.open_sink(place.staging))
+
+
+def _order(origin: Source | Path | None, stage: Stage, config: JobConfig, settings: JSON, target: Path) -> bytes:
+    try:
+        return pickle.dumps((origin, stage, config, settings, target))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"this job cannot be sent to other processes: {error}; use one process") from error
 
 
 _SECONDS = ("total", "stage", "load_wait", "store_wait")
@@ -428,6 +523,16 @@ def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig
     return recorded is not None and recorded == json.loads(json.dumps(_settle(source, stage, config, recorded)))
 
 
+def _done_already(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> RunRecord | None:
+    """The record of the target, if the other shards of this very job have finished it without this one."""
+    try:
+        record = _read_record(place.target, source)
+    except (OSError, ValueError, TypeError):
+        return None
+    settings = json.loads(json.dumps(_settle(source, stage, config, dict(record.settings))))
+    return record if settings == record.settings else None
+
+
 def _read_record(target: Path, source: Source) -> RunRecord:
     return RunRecord(**json.loads(record_path(target, source.single_file).read_text(encoding="utf-8")))
 
@@ -459,7 +564,14 @@ def _time_batch(stage: Stage, shape: list[int], pixels: Pixels, seed: int) -> fl
     return best
 
 
+def _left(item: Loaded, energy: float) -> Outcome:
+    """What becomes of an item that is not among those of highest energy: nothing."""
+    return Outcome(item, energy_before=energy, energy_after=energy, kept=True)
+
+
 def _result(outcome: Outcome, on_error: str) -> Result:
+    if outcome.kept:
+        return Result(outcome.loaded.item, "purified", outcome.picture)
     if outcome.pixels is not None:
         return Result(outcome.loaded.item, "purified", dataclasses.replace(outcome.picture, pixels=outcome.pixels))
     return Result(outcome.loaded.item, "copied" if on_error == "copy" else "skipped")

@@ -29,8 +29,8 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("source_name", pa.string()),
         ("target_name", pa.string()),  # "" where the item was left out
-        ("status", pa.string()),  # purified, copied, skipped
-        ("message", pa.string()),  # why it was not purified
+        ("status", pa.string()),  # purified, kept (its energy is not among the highest), copied, skipped
+        ("message", pa.string()),  # why it could not be purified
         ("energy_before", pa.float32()),
         ("energy_after", pa.float32()),
         ("psnr", pa.float64()),  # dB to the input; inf where nothing changed
@@ -82,7 +82,7 @@ def row(outcome: Outcome, result: Result, stored: Stored) -> JSON:
         "id": printable(outcome.loaded.item.id),
         "source_name": printable(outcome.loaded.item.id),
         "target_name": printable(stored.target_name),
-        "status": result.status,
+        "status": "kept" if outcome.kept else result.status,
         "message": printable(outcome.message),
         "energy_before": outcome.energy_before,
         "energy_after": outcome.energy_after,
@@ -106,11 +106,11 @@ def write_manifest(file: BinaryIO, journal: Journal, n_chunks: int, *, chunks_at
 
 
 def tally(tables: Iterator[pa.Table]) -> dict[str, int]:
-    """Counts over rows: total, purified, copied, skipped, failed (copied or skipped), unchanged."""
+    """Counts over rows: total, purified, copied, skipped, failed (copied or skipped), unchanged; and kept, if any."""
     counts = dict.fromkeys(("total", "purified", "copied", "skipped", "failed", "unchanged"), 0)
     for table in tables:
         for status, psnr in zip(table["status"].to_pylist(), table["psnr"].to_pylist(), strict=True):
-            counts[status] += 1
+            counts[status] = counts.get(status, 0) + 1
             counts["unchanged"] += psnr == float("inf")
         counts["total"] += len(table)
     return counts | {"failed": counts["copied"] + counts["skipped"]}

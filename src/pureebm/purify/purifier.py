@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ from pureebm.data.ranges import stack, to_pm1, to_uint8, unstack
 from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError
+from pureebm.purify.crew import Crew
 from pureebm.purify.job import JobConfig, RunRecord, run
-from pureebm.purify.stages import LangevinStage
+from pureebm.purify.model_folder import push_folder, save_folder
+from pureebm.purify.stages import Highest, LangevinStage
+from pureebm.purify.student import model_stage
 from pureebm.sampling.langevin import LangevinConfig
-from pureebm.types import Energy, Progress, Stage
+from pureebm.types import JSON, Energy, Progress, Stage
 
 Images = TypeVar("Images", Tensor, np.ndarray[Any, Any], Image.Image, list[Any])
 
@@ -34,12 +38,13 @@ class Purifier:
 
     Args:
         stage: what is done to a batch: a `LangevinStage`, a `Chain`, or anything of that protocol.
+        card: what is known of its weights; goes into the model folder.
 
     Make one with `from_pretrained` (bundled or published weights) or `from_energy` (your own network).
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, *, card: JSON | None = None) -> None:
+        self.stage, self.card = stage, card or {}
 
     @classmethod
     def from_pretrained(
@@ -47,17 +52,42 @@ class Purifier:
         name: str | Path = DEFAULT_MODEL,
         *,
         config: LangevinConfig | None = None,
+        level: float | None = None,
         device: torch.device | str = "cpu",
         precision: str = "auto",
     ) -> Purifier:
-        """A bundled name, a `.safetensors` file or `hf:owner/name`, with its own sampler unless `config` is given.
+        """A bundled name, a `.safetensors` file, a model folder or `hf:owner/name`: an energy or a one-pass student.
+
+        Args:
+            config: of an energy's chain; None: the model's own sampler.
+            level: of a student: the noise as a multiple of its teacher's; None: 1.
 
         Raises:
             ModelError: the weights cannot be loaded.
+            InputError: a setting that is not for this kind of model.
         """
         loaded = load_model(name, device)
-        config = config or LangevinConfig(**loaded.card.get("sampler", {}))
-        return cls(LangevinStage(loaded.energy, config, device=device, precision=precision, model=loaded.describe()))
+        stage = model_stage(loaded, config, level=level, device=device, precision=precision)
+        return cls(stage, card=loaded.card)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a model folder of the Hugging Face shape: `model.safetensors`, `config.json`, the card as `README.md`.
+
+        `from_pretrained(folder)` makes this purifier again: its sampler goes into the card. Files there are replaced.
+
+        Raises:
+            InputError: the purifier is no model of this package (a chain, a baseline, another network).
+        """
+        return save_folder(Path(folder), self.stage, self.card)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the model folder to the Hugging Face Hub, as `repo_id` ("owner/name"); return where it stands.
+
+        Raises:
+            InputError: as `save_pretrained`; huggingface_hub is missing, or the hub refused.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return push_folder(self.save_pretrained(folder), repo_id, private=private, token=token)
 
     @classmethod
     def from_energy(
@@ -122,9 +152,11 @@ class Purifier:
         config: JobConfig | None = None,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
+        crew: Crew | None = None,
     ) -> RunRecord:
         """Purify a data set on disk into a new one: see `pureebm.purify.job.run`."""
-        return run(Path(source), Path(target), self.stage, config or JobConfig(), progress=progress, stop=stop)
+        config = config or JobConfig()
+        return run(Path(source), Path(target), self.stage, config, progress=progress, stop=stop, crew=crew)
 
     def _tensor(self, images: Tensor, seed: int, ids: Sequence[str] | None) -> Tensor:
         batch = images if images.ndim == 4 else images[None]
@@ -157,6 +189,8 @@ class Purifier:
         return out
 
     def _batches(self, images: Tensor, names: list[str], seed: int) -> Tensor:
+        if isinstance(self.stage, Highest):
+            raise InputError("the images of highest energy are chosen among a whole set on disk: use `purify`")
         if min(images.shape[2:]) < 16:
             raise InputError(f"images must be at least 16 px high and wide, got {images.shape[2]}x{images.shape[3]}")
         parts = [

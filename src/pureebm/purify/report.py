@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pureebm.data.base import Pixels
+from pureebm.purify.chains import chain_text, leaves
 from pureebm.purify.manifest import MANIFEST_NAME, RECORD_NAME, Journal, Shown, printable
 from pureebm.types import JSON
 
@@ -70,13 +71,15 @@ def write_report(
     shown = rows.shown()
     pictures = _read_pictures(journal, [index for _, indices in shown for index in indices], settings["chunk_items"])
     groups = [(name, [_figure(rows, i, *pictures[i]) for i in indices]) for name, indices in shown if indices]
-    model = find(settings["stage"], "model") or {}
+    limits = [line for stage in leaves(settings["stage"]) for line in _limits(stage.get("model") or {})]
     name = settings["source_name"]
     page = _template().render(
         title=f"Purified: {name}" if counts["purified"] else f"Not purified: {name}",
         sentence=_sentence(counts, settings, rows),
         counts=[
-            (label, counts[key]) for key, label in _COUNTS if counts[key] or key in ("total", "purified", "failed")
+            (label, counts.get(key, 0))
+            for key, label in _COUNTS
+            if counts.get(key) or key in ("total", "purified", "failed")
         ],
         warnings=warnings,
         groups=groups,
@@ -88,7 +91,7 @@ def write_report(
         record_name=RECORD_NAME,
         manifest_name=MANIFEST_NAME,
         settings=_readable(settings),
-        limits=_limits(model),
+        limits=list(dict.fromkeys(limits)),
     )
     file.write(page.encode("utf-8", "backslashreplace"))
 
@@ -96,6 +99,7 @@ def write_report(
 _COUNTS = (
     ("total", "images"),
     ("purified", "purified"),
+    ("kept", "kept as they were, by the filter"),
     ("failed", "failed"),
     ("copied", "copied as they were"),
     ("skipped", "left out"),
@@ -216,10 +220,12 @@ def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows) -> str:
     steps = n_steps(settings["stage"])
     how = f" by {steps} Langevin steps each" if steps is not None else ""
     parts = [f"{counts['purified']:,} of {counts['total']:,} images were purified{how}."]
+    if counts.get("kept"):
+        parts.append(f"{counts['kept']:,} were kept as they were: others have higher energies.")
     finite = rows.psnr[np.isfinite(rows.psnr)]
     if finite.size:
         parts.append(f"A typical image differs from its original by {np.median(finite):.1f} dB PSNR.")
-    both = np.isfinite(rows.before) & np.isfinite(rows.after)
+    both = np.isfinite(rows.before) & np.isfinite(rows.after) & ~np.isnan(rows.psnr)  # those that were purified
     if both.any():
         parts.append(f"The energy fell in {np.mean(rows.after[both] < rows.before[both]):.1%} of them.")
     if counts["failed"]:
@@ -238,16 +244,26 @@ def command(settings: JSON) -> str:
 
     A schedule has no flags: it comes with the model, and a constant step size would replace it.
     """
-    stage, model = settings["stage"], find(settings["stage"], "model") or {}
+    whole, stage = settings["stage"], settings["stage"]
+    model, ddpm = find(whole, "model") or {}, None
+    chain = None if whole.get("stage") in ("langevin", "student") else chain_text(whole)
+    if chain is not None:
+        parts = list(leaves(whole))
+        stage = next((part for part in parts if part["stage"] in ("langevin", "student")), {})
+        model = stage.get("model") or whole.get("by", {}).get("model") or {}
+        ddpm = next((part["model"]["name"] for part in parts if part["stage"] == "ddpm"), None)
     scheduled = any(stage.get(name) for name in ("step_size_end", "temperature_end", "initial_noise"))
     constant: JSON = {} if scheduled else stage
     flags: list[tuple[str, Any]] = [
+        ("--chain", chain),
         ("--model", model.get("name")),
-        ("--steps", stage.get("n_steps")),
+        ("--ddpm", ddpm),
+        ("--steps", stage.get("n_steps") if chain is None else None),
         ("--step-size", constant.get("step_size")),
         ("--temperature", constant.get("temperature")),
         ("--noise", constant.get("noise")),
-        ("--precision", stage.get("precision")),
+        ("--level", stage.get("level")),
+        ("--precision", stage.get("precision") or find(whole, "precision")),
         ("--seed", settings["seed"]),
         ("--batch-size", settings["batch_size"]),
         ("--limit", settings["limit"]),

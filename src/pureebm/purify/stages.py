@@ -124,12 +124,18 @@ def _cpu_has_bfloat16() -> bool:
 
 
 class Chain:
-    """Stages one after the other, in float between them; stage k draws its noise from seed + k."""
+    """Stages one after the other, in float between them; stage k draws its noise from seed + k.
+
+    A chain in a chain is its stages, so that no two of them draw the same noise.
+    """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         if not stages:
             raise InputError("a chain needs at least one stage: an empty one would purify nothing")
-        self.stages = tuple(stages)
+        if any(isinstance(stage, Highest) for stage in stages):
+            raise InputError("only whole chains can be limited to the images of highest energy: put Highest around it")
+        flat = [stage.stages if isinstance(stage, Chain) else (stage,) for stage in stages]
+        self.stages: tuple[Stage, ...] = tuple(stage for part in flat for stage in part)
 
     def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
         """As each stage's own; the first one sees `seed`."""
@@ -140,8 +146,7 @@ class Chain:
     def prepare(self, images: Tensor) -> None:
         """Let every stage that wants to see images before its settings are recorded see them."""
         for stage in self.stages:
-            if isinstance(stage, LangevinStage | Chain):
-                stage.prepare(images)
+            _prepare(stage, images)
 
     def energies(self, images: Tensor) -> Tensor | None:
         """Those of the first stage that has an energy."""
@@ -153,3 +158,46 @@ class Chain:
 
     def settings(self) -> JSON:
         return {"stage": "chain", "stages": [stage.settings() for stage in self.stages]}
+
+
+class Highest:
+    """Filt of PureGen: only the images of highest energy go through a purifier; the others stay as they are.
+
+    Which these are depends on the whole set: a job finds out before it purifies (`purify.ranking`). Given some images,
+    `purify_batch` purifies them all.
+
+    Args:
+        stage: what the chosen images go through.
+        share: of the images that have an energy, above 0 and at most 1.
+        by: has the energy that ranks them.
+
+    Source: arXiv 2405.18627, appendix C.
+    """
+
+    def __init__(self, stage: Stage, share: float, *, by: Stage) -> None:
+        if not 0 < share <= 1:
+            raise InputError(f"the share of images of highest energy must be above 0 and at most 1, got {share}")
+        self.stage, self.share, self.by = stage, share, by
+
+    def purify_batch(self, images: Tensor, ids: Sequence[str], *, seed: int) -> Tensor:
+        """As the stage's own: all of these images are among the chosen ones."""
+        return self.stage.purify_batch(images, ids, seed=seed)
+
+    def prepare(self, images: Tensor) -> None:
+        """As in a chain."""
+        _prepare(self.by, images)
+        _prepare(self.stage, images)
+
+    def energies(self, images: Tensor) -> Tensor | None:
+        return self.by.energies(images)
+
+    def settings(self) -> JSON:
+        told = self.by.settings()
+        ranking = {name: told[name] for name in ("model", "precision", "engine", "device") if name in told}
+        return {"stage": "highest", "share": self.share, "of": self.stage.settings(), "by": ranking}
+
+
+def _prepare(stage: Stage, images: Tensor) -> None:
+    prepare = getattr(stage, "prepare", None)
+    if prepare is not None:
+        prepare(images)

@@ -4,9 +4,11 @@
         plan.json              every setting that influences a byte; a repeated command is compared with it
         journal/000012.parquet chunk 12 is done
         staging/               the sink's own
+        ranking.npz            energies of all images, where only the highest are purified
         ready/TARGET           the whole target, side files included, just before it takes its place
         commit                 `ready` is complete: nothing but renames and cleaning up is left
         lock, shard-0-of-1     held while planning or finishing, and while working on a shard
+        shard-0-of-1-worker-2  held by a process that computes for the one that holds the shard
 
 At every moment either the old target stands or the new one does (for a folder that replaces a folder: or neither, and
 the same command puts it there). Nothing here knows of images or networks.
@@ -20,12 +22,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 from pureebm.data.base import Sink, Source
 from pureebm.data.durable import sync_folder
+from pureebm.data.remote import as_url
 from pureebm.errors import InputError, MismatchError
 from pureebm.purify.manifest import RECORD_NAME, Journal, write_json
 from pureebm.types import JSON
@@ -37,6 +40,8 @@ compares.)"""
 
 def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
     """The target's real path; `InputError` where writing there would be wrong or destroy what is not ours."""
+    if as_url(target):
+        raise InputError(f"{as_url(target)} is elsewhere; only `pureebm purify` writes there, so name a local target")
     here, there = source.path.resolve(), target.resolve()
     if there == here:
         raise InputError(
@@ -86,6 +91,7 @@ class Workplace:
         self.folder = target.with_name(f".{target.name}.pureebm-partial")
         self.journal = Journal(self.folder / "journal")
         self.staging = self.folder / "staging"
+        self._gone = target.with_name(f".{target.name}.pureebm-done")
         self._ready = self.folder / "ready" / target.name
         self._commit = self.folder / "commit"
         self._held = ExitStack()
@@ -98,23 +104,33 @@ class Workplace:
 
     def recorded(self) -> JSON | None:
         """The plan of the job that was begun here, if any."""
-        try:
-            plan: JSON = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return plan
+        for folder in (self.folder, self._gone):
+            with suppress(FileNotFoundError):
+                plan: JSON = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+                return plan
+        return None
 
     def left_over(self) -> bool:
         """The target has taken its place and only the cleaning up was cut off."""
-        return self._commit.exists() and not os.path.lexists(self._ready)
+        return self._is_spent() or (self._gone.exists() and not self.folder.exists())
 
     def clean_up(self) -> None:
-        """Remove the folder at one stroke, then what was in it."""
-        gone = self.folder.with_name(f".{self.target.name}.pureebm-done")
-        shutil.rmtree(gone, ignore_errors=True)
-        if self.left_over():
-            os.rename(self.folder, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        """Remove the folder at one stroke, then what was in it, the plan last: by it the repeated command is known."""
+        self._remove_gone()
+        if self._is_spent():
+            os.rename(self.folder, self._gone)
+            self._remove_gone()
+
+    def _is_spent(self) -> bool:
+        return self._commit.exists() and not os.path.lexists(self._ready)
+
+    def _remove_gone(self) -> None:
+        if not self._gone.exists():
+            return
+        for path in self._gone.iterdir():
+            if path.name != "plan.json":
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(self._gone, ignore_errors=True)
 
     def begin(self, settle: Callable[[JSON | None], JSON], shard: tuple[int, int], *, overwrite: bool) -> JSON:
         """Take a shard, and agree on the plan: the recorded one if it is the same, else a new one.
@@ -183,14 +199,30 @@ class Workplace:
         """Hold a shard; refuse if it is held, or if the target is being worked on in another division."""
         index, count = shard
         for path in self.folder.glob("shard-*"):
-            if not path.name.endswith(f"-of-{count}") and _is_held(path):
+            if path.name.split("-")[3] != str(count) and _is_held(path):
                 raise InputError(f"{self.target} is being worked on as {path.name}; use the same number of shards")
         try:
             with _lock(self.folder / f"shard-{index}-of-{count}", wait=False):
+                for worker in self.folder.glob(f"shard-{index}-of-{count}-worker-*"):
+                    with _lock(worker):  # one whose first process was killed ends by itself, after its batch
+                        worker.unlink()
                 yield
         except BlockingIOError:
             what = "this target" if count == 1 else f"shard {index} of {count} of this target"
             raise InputError(f"another process works on {what}: {self.target}; wait for it, or stop it") from None
+
+    @contextmanager
+    def working(self, shard: tuple[int, int], worker: int) -> Iterator[None]:
+        """Held by each process that computes for the holder of a shard, so that none outlives a job unseen."""
+        index, count = shard[0] % shard[1], shard[1]
+        with _lock(self.folder / f"shard-{index}-of-{count}-worker-{worker}"):
+            yield
+
+    @contextmanager
+    def ranking(self) -> Iterator[None]:
+        """Only one process makes the ranking; BlockingIOError where another is at it."""
+        with _lock(self.folder / "ranking-lock", wait=False):
+            yield
 
     def _start_over(self, shard: tuple[int, int]) -> None:
         """Throw away what an earlier job left, unless another process is still at it."""
@@ -239,6 +271,8 @@ def differences(recorded: JSON, plan: JSON) -> list[str]:
 def _flat(tree: JSON, prefix: str = "") -> JSON:
     flat: JSON = {}
     for name, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            value = {str(number): entry for number, entry in enumerate(value)}
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 

@@ -1,4 +1,4 @@
-"""What can be set about the training of an energy: one frozen dataclass, read by the command line too.
+"""What can be set about the training of an energy, a DDPM or a student: frozen dataclasses, for the command line too.
 
 The text beside a field is its `--help`. No torch here, so that showing the help stays fast.
 """
@@ -29,6 +29,9 @@ class EnergySettings:
         float, "local: how many times stronger the noise of training and sampling is at long waves; 0 is white"
     ] = 0.0
     chroma: Annotated[float, "local: how many times stronger that noise is in the color differences"] = 1.0
+    residual: Annotated[
+        bool, "local: fit a plain denoiser, and follow its residual in place of the gradient of an energy"
+    ] = False
     width: Annotated[int, "sngan: channels; 128 is the published network"] = 128
     size: Annotated[int, "side in pixels that every image is brought to"] = 32
     batch: Annotated[int, "images a step (on each device)"] = 64
@@ -113,3 +116,120 @@ class EnergySettings:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {name: value for name, value in defaults.items() if values[name] is None}
         return EnergySettings(**{**values, **missing})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSettings:
+    """Teacher, network, pairs and optimizer of the training of a one-pass student."""
+
+    teacher: Annotated[str | None, "energy to learn from: a name or .safetensors (default: the bundled one)"] = None
+    widths: Annotated[tuple[int, ...], "channels at 1/2, 1/4, ... of the resolution"] = (32, 64, 128)
+    blocks: Annotated[tuple[int, ...], "residual blocks at each of them"] = (0, 1, 2)
+    pairs: Annotated[int, "images that the teacher purifies, once, before the training"] = 30_000
+    level_min: Annotated[float, "least level of noise that is learned, as a multiple of the teacher's"] = 0.7
+    level_max: Annotated[float, "largest level of noise that is learned"] = 1.4
+    size: Annotated[int, "side in pixels that every image is brought to"] = 32
+    batch: Annotated[int, "pairs a step"] = 64
+    steps: Annotated[int, "steps of the training"] = 12_000
+    minutes: Annotated[
+        float | None, "instead of --steps: as many steps as fit, by the speed measured at the start; then fixed"
+    ] = None
+    lr: Annotated[float, "largest learning rate; it falls to 0 as a cosine"] = 2e-3
+    lr_warmup: Annotated[int, "steps over which the rate grows at the start"] = 100
+    grad_clip: Annotated[float, "largest gradient norm; 0 is none"] = 1.0
+    ema: Annotated[float, "decay of the running average of the weights"] = 0.998
+    precision: Annotated[
+        Literal["float32", "bfloat16"], "of the products in the network; weights and sums stay float32"
+    ] = "float32"
+    augment: Annotated[Literal["flip", "none"], "random change of a pair"] = "flip"
+    seed: Annotated[int, "fixes every draw"] = 0
+    validate_every: Annotated[int | None, "steps between validations (default: 10 in all)"] = None
+    validation_images: Annotated[int, "held-out images that a validation purifies"] = 128
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "batch", "size", "steps", "validation_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.level_min <= 1 <= self.level_max < float("inf"):
+            raise InputError(
+                f"level_min and level_max must be 0 < min <= 1 <= max, got {self.level_min} and {self.level_max}"
+            )
+        if self.size < 16:
+            raise InputError(f"size must be at least 16, got {self.size}")
+        for name in ("minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):  # also catches NaN
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        if not 0 <= self.grad_clip < float("inf") or self.lr_warmup < 0:
+            raise InputError(f"grad_clip and lr_warmup must be 0 or more, got {self.grad_clip} and {self.lr_warmup}")
+        if not 0 <= self.ema <= 1:
+            raise InputError(f"ema must be in 0 .. 1, got {self.ema}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DDPMSettings:
+    """Network, noise and optimizer of the training of a DDPM.
+
+    A value that is None takes the default of the preset (see `resolved`).
+    """
+
+    preset: Annotated[
+        Literal["light", "paper"], "network and rate: light ones for CPUs, or the paper's (113.7 million parameters)"
+    ] = "light"
+    widths: Annotated[
+        tuple[int, ...] | None,
+        "channels at each resolution, each half the last (default: light 48,48,64, paper 128,128,256,256,512,512)",
+    ] = None
+    layers: Annotated[int | None, "residual blocks at each of them (default: light 1, paper 2)"] = None
+    patch: Annotated[int | None, "squares of so many pixels become channels (default: light 2, paper 1)"] = None
+    levels: Annotated[int, "noise levels that are learned: the first so many of the schedule's 1,000"] = 250
+    size: Annotated[int, "side in pixels that every image is brought to"] = 32
+    batch: Annotated[int, "images a step (on each device)"] = 64
+    steps: Annotated[int, "steps of the training"] = 20_000
+    minutes: Annotated[
+        float | None, "instead of --steps: as many steps as fit, by the speed measured at the start; then fixed"
+    ] = None
+    lr: Annotated[float | None, "largest rate; it falls to 0 as a cosine (default: light 1e-3, paper 1e-4)"] = None
+    lr_warmup: Annotated[int, "steps over which the rate grows at the start"] = 100
+    weight_decay: Annotated[float, "of AdamW"] = 0.01
+    grad_clip: Annotated[float, "largest gradient norm; 0 is none"] = 1.0
+    ema: Annotated[float, "decay of the running average of the weights"] = 0.999
+    precision: Annotated[
+        Literal["float32", "bfloat16"], "of the products in the network; weights and sums stay float32"
+    ] = "float32"
+    augment: Annotated[Literal["flip", "none"], "random change of a training image"] = "flip"
+    seed: Annotated[int, "fixes every draw"] = 0
+    validate_every: Annotated[int | None, "steps between validations (default: 10 in all)"] = None
+    validation_images: Annotated[int, "held-out images that a validation denoises"] = 128
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "patch", "batch", "size", "validation_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        for name in ("steps", "lr_warmup", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < float("inf"):  # also catches NaN
+                raise InputError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        for name in ("minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        if not 1 <= self.levels <= 1000:
+            raise InputError(f"levels must be 1 to 1000, got {self.levels}")
+        if self.widths is not None and not all(width >= 4 and width % 4 == 0 for width in self.widths):
+            raise InputError(f"widths must be multiples of 4, got {self.widths}")
+        if not 0 <= self.ema <= 1:
+            raise InputError(f"ema must be in 0 .. 1, got {self.ema}")
+
+    def resolved(self) -> DDPMSettings:
+        """The same settings with every None that has a default replaced by it."""
+        light = self.preset == "light"
+        defaults = {
+            "widths": (48, 48, 64) if light else (128, 128, 256, 256, 512, 512),
+            "layers": 1 if light else 2,
+            "patch": 2 if light else 1,
+            "lr": 1e-3 if light else 1e-4,
+        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        missing = {name: value for name, value in defaults.items() if values[name] is None}
+        return DDPMSettings(**{**values, **missing})
