@@ -1,0 +1,92 @@
+"""What docs/integrations.md and docs/scale.md tell to type does run, where the libraries are there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pureebm.cli.main import run
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(root: Path, name: str) -> Iterator[tuple[str, str]]:
+    """(language, text) of every block of code, in order."""
+    text = (root / "docs" / name).read_text()
+    yield from re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def missing(code: str) -> list[str]:
+    """What a block imports and this machine has not."""
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(code))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    return sorted(name for name in names if importlib.util.find_spec(name) is None)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve small images in class folders, in the current folder."""
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        path = tmp_path / "photos" / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return tmp_path / "photos"
+
+
+GIVEN = """
+import numpy as np
+from PIL import Image
+from pathlib import Path
+dataset = [(Image.open(path), path.parent.name) for path in sorted(Path("photos").rglob("*.png"))]
+x, y = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32), np.array([0, 1] * 4)
+"""
+
+
+@pytest.mark.parametrize("name", ["integrations.md", "scale.md"])
+def test_the_code_of_a_page_runs(root: Path, photos: Path, name: str) -> None:
+    counts = dict.fromkeys(("sh", "python", "skipped"), 0)
+    for language, code in blocks(root, name):
+        if language == "sh":
+            for line in code.splitlines():
+                command = shlex.split(line)
+                if "ray" in command and missing("import ray") or "export" in command and missing("import onnx"):
+                    continue
+                assert command[0] == "pureebm" and run(command[1:]) == 0, line
+                counts["sh"] += 1
+        elif language == "python" and not missing(code):
+            Path("block.py").write_text(GIVEN + code)
+            subprocess.run([sys.executable, "block.py"], check=True)
+            counts["python"] += 1
+        else:
+            counts["skipped"] += 1
+    assert counts["sh"] >= 3 and counts["python"] >= 2, counts
+
+
+def test_shell_scripts_of_the_page_are_well_formed(root: Path) -> None:
+    scripts = [code for name in ("integrations.md", "scale.md") for kind, code in blocks(root, name) if kind == "bash"]
+    assert len(scripts) == 3
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        assert "pureebm" in script
