@@ -69,20 +69,21 @@ def test_the_faint_patch_stays_within_the_budget_in_training_and_is_full_at_test
 
 
 # As the published figures have it, the corners are strong and the faint patch is weak (5 % of 25 poisons on CIFAR-10):
-# it needs a budget of 32 and a patch of half the side here to be seen above its floor.
+# it needs a budget of 32, the whole class and a patch of three quarters of the side to be learned by every seed here.
 @pytest.mark.parametrize(
-    ("config", "margin"),
+    "config",
     [
-        (label_consistent.Config(budget=0.2, eps=16, n_steps=20), 0.5),
-        (label_consistent.Config(variant="faint-patch", budget=0.2, eps=32, n_steps=20, patch_size=8), 0.1),
+        label_consistent.Config(budget=0.2, eps=16, n_steps=20),
+        label_consistent.Config(variant="faint-patch", budget=0.25, eps=32, n_steps=20, patch_size=12),
     ],
+    ids=lambda config: config.variant,
 )
-def test_a_victim_reads_triggered_images_as_the_target_class(config: label_consistent.Config, margin: float) -> None:
+def test_a_victim_reads_triggered_images_as_the_target_class(config: label_consistent.Config) -> None:
     poisoned = label_consistent.craft(MANY, config, attacker=attacker(extractors=[SURROGATE]), seed=0)
     victim = train(poisoned.apply(MANY), seed=0, epochs=EPOCHS)
     assert isinstance(poisoned.goal, TriggerGoal)
     floor, success = (trigger_success(network, poisoned.goal, TEST) for network in (clean_victim(), victim))
-    assert success > floor + margin
+    assert success > floor + 0.5
 
 
 def test_an_extractor_of_other_classes_and_images_too_small_are_refused() -> None:

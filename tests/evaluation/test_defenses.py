@@ -11,7 +11,7 @@ import torch
 from tests.attacks.worlds import TinyNet, textures
 from torch import Tensor
 
-from pureebm.energy.weights import load_model
+from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError
 from pureebm.evaluation import defenses
 from pureebm.evaluation.defenses import NotInstalledError, find_defense
@@ -45,7 +45,7 @@ def test_pureebm_takes_the_sampler_of_its_model_and_options_over_it(tiny_model: 
 
 
 def test_the_bundled_model_is_the_default() -> None:
-    assert find_defense("pureebm").settings()["model"]["name"] == "local-32"
+    assert find_defense("pureebm").settings()["model"]["name"] == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize(

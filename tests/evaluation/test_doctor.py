@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pureebm.energy.engine import ExactScore
+from pureebm.energy.weights import DEFAULT_MODEL, MODELS
 from pureebm.evaluation import doctor
 from pureebm.evaluation.doctor import Diagnosis, examine, extras
 from pureebm.purify.stages import LangevinStage
@@ -22,8 +23,8 @@ def test_a_sound_machine_has_no_failed_check_and_tells_what_it_is() -> None:
     found = examine()
     assert failed(found) == set() and found.to_json()["healthy"]
     names = {check.name for check in found.checks}
-    assert {"files", "noise", "model local-32", "one image, one result"} <= names
-    assert {"exact engine, local-32", "bfloat16, local-32", "exact engine, paper's network"} <= names
+    assert {"files", "noise", f"model {DEFAULT_MODEL}", "one image, one result"} <= names
+    assert {f"exact engine, {DEFAULT_MODEL}", f"bfloat16, {DEFAULT_MODEL}", "exact engine, paper's network"} <= names
     assert {f"extra {name}" for name in extras()} <= names and "dev" not in extras()
     assert found.environment["versions"]["torch"] == torch.__version__
     assert found.environment["cores"] >= 1 and found.environment["processor_features"]
@@ -34,7 +35,7 @@ def test_wrong_noise_weights_and_locks_are_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor.fcntl, "flock", lambda file, flags: None)
     monkeypatch.setattr(doctor, "load_model", _raise)
     monkeypatch.setattr(doctor, "_networks", lambda device: [])
-    assert failed(examine()) == {"noise", "files", "model local-32", "one image, one result"}
+    assert failed(examine()) == {"noise", "files", *(f"model {name}" for name in MODELS), "one image, one result"}
 
 
 def _raise(*_: object) -> None:
@@ -52,7 +53,7 @@ def _spoil(score: Callable[..., tuple[object, torch.Tensor]], precision: str):  
 @pytest.mark.parametrize(("precision", "name"), [("float32", "exact engine"), ("bfloat16", "bfloat16")])
 def test_a_wrong_engine_is_found(monkeypatch: pytest.MonkeyPatch, precision: str, name: str) -> None:
     monkeypatch.setattr(ExactScore, "__call__", _spoil(ExactScore.__call__, precision))
-    assert failed(examine()) == {f"{name}, local-32", f"{name}, paper's network"}
+    assert failed(examine()) == {f"{name}, {DEFAULT_MODEL}", f"{name}, paper's network"}
 
 
 def test_a_result_that_depends_on_the_neighbors_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

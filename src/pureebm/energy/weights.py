@@ -34,7 +34,7 @@ ARCHITECTURES: Mapping[str, type[SNGANEnergy] | type[LocalEnergy] | type[Student
 
 MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "residual-32": "light denoiser for CPUs and its residual energy, trained on Tiny-ImageNet at 32 px; the default",
+        "residual-32": "light denoiser for CPUs and its residual energy, trained on Tiny-ImageNet; the default",
         "local-32": "light energy for CPUs whose gradient is followed, trained on Tiny-ImageNet halved to 32 px",
     }
 )
