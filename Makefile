@@ -3,11 +3,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint format clean faults fuzz determinism
 
-demo: $(READY)
+demo: $(CORE)
 	$(VENV)/bin/pureebm demo
 
 test: $(READY)
@@ -38,10 +39,14 @@ determinism: $(READY)
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 
-$(READY): pyproject.toml
+$(CORE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet $(TORCH)
+	$(VENV)/bin/pip install --quiet -e .
+	touch $@
+
+$(READY): $(CORE)
 	$(VENV)/bin/pip install --quiet -e '.[dev]'
 	touch $@
