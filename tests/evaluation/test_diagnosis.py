@@ -13,6 +13,7 @@ from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.data.ranges import to_pm1
 from pureebm.evaluation.arrays import LabeledImages
 from pureebm.evaluation.diagnosis import diagnose, perturbations, sinusoid, targeted_pgd
+from pureebm.evaluation.metrics import psnr
 from pureebm.evaluation.quick import Defense
 from pureebm.types import JSON
 
@@ -98,3 +99,16 @@ def test_the_energy_is_asked_to_tell_triggered_images_from_clean_ones(
         Defense("known", Known(1.0)), smooth.images, perturbations(smooth, sinusoid(32), network), tmp_path
     )
     assert found["energy"] == {"auroc": 1.0, "paired_share": 1.0}
+
+
+def test_psnr_is_that_of_the_images_that_were_changed(
+    clean: LabeledImages, network: SmallResNet, tmp_path: Path
+) -> None:
+    images = clean.images.clone()
+    images[:2] = 128  # what the gray map leaves as it is
+    some = LabeledImages(images, clean.labels)
+    found = diagnose(Defense("gray", Known(0.0)), images, perturbations(some, sinusoid(32), network), tmp_path)
+    n = len(images)
+    assert found["changed_share"] == pytest.approx((n - 2) / n)
+    gray = torch.full_like(images, 128)
+    assert found["psnr"] == pytest.approx(psnr(gray[2:], images[2:]))
