@@ -182,3 +182,12 @@ def test_a_row_becomes_a_picture_and_the_same_row_again(case) -> None:
     picture = picture_of(row, layout)
     assert picture.pixels.shape == (5, 4, 3)
     assert np.array_equal(row_of(picture, layout, shape), row)
+
+
+def test_images_of_too_many_pixels_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "large.npz", images=np.zeros((1, 40, 40, 3), np.uint8))
+    monkeypatch.setattr("pureebm.data.npz.MAX_PIXELS", 1000)
+    with pytest.raises(InputError, match="more than 1,000 pixels; make them smaller"):
+        NpzSource(tmp_path / "large.npz")

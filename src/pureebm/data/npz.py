@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pureebm.data.base import Item, Loaded, Result, Stored
 from pureebm.data.durable import sync_folder, write_file
 from pureebm.data.folder import fingerprint_of
+from pureebm.data.pictures import MAX_PIXELS
 from pureebm.data.rows import Layout, RowChunks, Rows, load_row
 from pureebm.errors import InputError, ItemError
 from pureebm.types import JSON
@@ -244,6 +245,10 @@ def _find_images(path: Path, members: list[Member]) -> Member:
         raise InputError(f"{path}: {chosen.key} is stored in Fortran order; save numpy.ascontiguousarray of it")
     if not math.prod(chosen.shape):
         raise InputError(f"{path}: {chosen.describe()} is empty; there is nothing to purify")
+    if math.prod(chosen.shape[1:]) > 4 * MAX_PIXELS:  # values of an image, at most four a pixel
+        raise InputError(
+            f"{path}: {chosen.describe()} holds images of more than {MAX_PIXELS:,} pixels; make them smaller"
+        )
     return chosen
 
 
