@@ -6,7 +6,8 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -21,11 +22,16 @@ from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSetti
 if TYPE_CHECKING:
     from pureebm.training.runtime import Runtime
     from pureebm.training.workers import Workers
+    from pureebm.types import JSON
 
 app = typer.Typer(help="Train energy models, DDPMs, students and classifiers.", no_args_is_help=True)
 
 
 Out = Annotated[Path, typer.Option(help="The run's folder; one that exists is continued.", show_default=False)]
+Holdout = Annotated[
+    Path | None,
+    typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
+]
 Accelerate = Annotated[
     bool, typer.Option("--accelerate", help="One of several processes (`accelerate launch`; needs the extra).")
 ]
@@ -41,10 +47,7 @@ def train() -> None:
 def _energy(
     source: Source,
     out: Out,
-    holdout: Annotated[
-        Path | None,
-        typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
-    ] = None,
+    holdout: Holdout = None,
     device: Device = "auto",
     threads: Threads = None,
     accelerate: Accelerate = False,
@@ -62,12 +65,8 @@ def _energy(
 
     settings |= {name: _numbers(settings[name]) for name in _LISTS}
     chosen = EnergySettings(**settings)
-    workers = _workers(device, accelerate)
-    with stop_on_signals() as stop:
-        runtime = _runtime(workers, stop.is_set, checkpoint_minutes, overwrite)
-        card = train_energy(source, out, chosen, holdout=holdout, runtime=runtime)
-    if json_ and workers.rank == 0:
-        emit({"model": str(out / "model.safetensors"), "card": card})
+    with _running(_workers(device, accelerate), out, checkpoint_minutes, overwrite, json_) as (runtime, done):
+        done(train_energy(source, out, chosen, holdout=holdout, runtime=runtime))
 
 
 _LISTS = ("widths", "blocks")
@@ -93,6 +92,18 @@ def _runtime(workers: Workers, stop: Callable[[], bool], checkpoint_minutes: flo
     )
 
 
+@contextmanager
+def _running(
+    workers: Workers, out: Path, checkpoint_minutes: float, overwrite: bool, json_: bool
+) -> Iterator[tuple[Runtime, Callable[[JSON], None]]]:
+    """The runtime of a training that signals can stop, and what tells its card with --json."""
+    told: list[JSON] = []
+    with stop_on_signals() as stop:
+        yield _runtime(workers, stop.is_set, checkpoint_minutes, overwrite), told.append
+    if json_ and workers.rank == 0:
+        emit({"model": str(out / "model.safetensors"), "card": told[0]})
+
+
 def _workers(device: str, accelerate: bool) -> Workers:
     from pureebm.training.workers import AccelerateWorkers, Workers
 
@@ -102,10 +113,7 @@ def _workers(device: str, accelerate: bool) -> Workers:
 def _student(
     source: Source,
     out: Out,
-    holdout: Annotated[
-        Path | None,
-        typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
-    ] = None,
+    holdout: Holdout = None,
     device: Device = "auto",
     threads: Threads = None,
     checkpoint_minutes: CheckpointMinutes = 3.0,
@@ -123,20 +131,14 @@ def _student(
 
     settings |= {name: _numbers(settings[name]) for name in _LISTS}
     chosen = StudentSettings(**settings)
-    with stop_on_signals() as stop:
-        runtime = _runtime(_workers(device, False), stop.is_set, checkpoint_minutes, overwrite)
-        card = train_student(source, out, chosen, holdout=holdout, runtime=runtime)
-    if json_:
-        emit({"model": str(out / "model.safetensors"), "card": card})
+    with _running(_workers(device, False), out, checkpoint_minutes, overwrite, json_) as (runtime, done):
+        done(train_student(source, out, chosen, holdout=holdout, runtime=runtime))
 
 
 def _ddpm(
     source: Source,
     out: Out,
-    holdout: Annotated[
-        Path | None,
-        typer.Option(help="Images for validation (default: the last 256 of SOURCE, left out).", show_default=False),
-    ] = None,
+    holdout: Holdout = None,
     device: Device = "auto",
     threads: Threads = None,
     accelerate: Accelerate = False,
@@ -154,12 +156,8 @@ def _ddpm(
 
     settings["widths"] = settings["widths"] and _numbers(settings["widths"])
     chosen = DDPMSettings(**settings)
-    workers = _workers(device, accelerate)
-    with stop_on_signals() as stop:
-        runtime = _runtime(workers, stop.is_set, checkpoint_minutes, overwrite)
-        card = train_ddpm(source, out, chosen, holdout=holdout, runtime=runtime)
-    if json_ and workers.rank == 0:
-        emit({"model": str(out / "model.safetensors"), "card": card})
+    with _running(_workers(device, accelerate), out, checkpoint_minutes, overwrite, json_) as (runtime, done):
+        done(train_ddpm(source, out, chosen, holdout=holdout, runtime=runtime))
 
 
 def _with_settings(command: Any, settings: Any) -> Any:
