@@ -56,6 +56,20 @@ def test_each_input_changes_the_result_and_the_other_images_of_a_batch_do_not() 
     assert (network(images, start, later, 1.5 * level) - whole).abs().mean() > 1e-3
 
 
+def test_the_noise_of_an_image_grows_with_its_residual_between_the_bounds_and_with_no_other_image() -> None:
+    images, start, later = drawn(3)
+    images *= torch.tensor([0.02, 1.0, 100.0])[:, None, None, None]  # the gauge has no biases: twice is twice
+    network = random_student(initial_noise=0.1, whiten=4.0, adapt_above=0.05, adapt_most=3.0)
+    y, level = network.coordinates(images), torch.tensor([0.5, 1.0, 2.0])
+    residual = network.residual(y)
+    torch.testing.assert_close(network.residual(2 * y), 2 * residual, rtol=1e-5, atol=0)
+    torch.testing.assert_close(network.residual(y[1:2]), residual[1:2], rtol=1e-5, atol=0)
+    assert residual[0] < 0.05 < residual[1] < residual[2]
+    strength = level * torch.tensor([1.0, min(3.0, float(residual[1]) / 0.05), 3.0])
+    expected = network.purified(y, start, later, strength)
+    torch.testing.assert_close(network(images, start, later, level), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_gradients_flow_to_the_image() -> None:
     images, start, later = drawn(1)
     network, x = random_student(whiten=4.0), images.requires_grad_()
@@ -73,7 +87,7 @@ def test_what_makes_no_network_is_refused(options, words) -> None:
 
 
 def test_it_is_saved_and_loaded_like_an_energy_but_is_none(tmp_path: Path) -> None:
-    network, path = random_student(initial_noise=0.3, chroma=2.0), tmp_path / "student.safetensors"
+    network, path = random_student(initial_noise=0.3, chroma=2.0, adapt_above=0.1), tmp_path / "student.safetensors"
     save_model(path, network, {"data": "none"})
     loaded = load_model(path)
     images, start, later = drawn(2)

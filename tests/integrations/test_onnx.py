@@ -97,8 +97,9 @@ def test_the_chain_agrees_noise_included(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_student_agrees(tmp_path: Path) -> None:
-    student = filled(Student((8, 12), (1, 1), initial_noise=0.1, levels=(0.5, 2.0)))
+@pytest.mark.parametrize("adapt", [0.0, 0.2])
+def test_the_student_agrees(tmp_path: Path, adapt: float) -> None:
+    student = filled(Student((8, 12), (1, 1), initial_noise=0.1, levels=(0.5, 2.0), adapt_above=adapt))
     export_student(student, tmp_path / "student.onnx")
     x, start, later = images(3, 32, 40), images(4, 32, 40)[:3], images(5, 32, 40)[:3]
     level = torch.tensor([0.5, 1.0, 2.0])

@@ -74,7 +74,7 @@ def test_pairs_go_on_where_their_making_was_cut_off(stage, images, tmp_path, mon
     with pytest.raises(Interrupted, match="stopped after 8 pairs"):
         make_pairs(images, stage, tmp_path / "cut", **options, stop=lambda: next(asked))
     cut = make_pairs(images, stage, tmp_path / "cut", **options)
-    for name in ("images", "purified", "later", "levels"):
+    for name in ("images", "purified", "later", "levels", "residuals"):
         assert torch.equal(getattr(whole, name), getattr(cut, name)), name
     assert len(whole) == 20 and [
         len(load_file(path)["levels"]) for path in sorted((tmp_path / "cut").glob("*.s*"))

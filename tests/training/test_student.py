@@ -15,7 +15,7 @@ from pureebm.energy.student import Student
 from pureebm.energy.weights import load_model, save_model
 from pureebm.errors import InputError, Interrupted, MismatchError, ModelError
 from pureebm.purify.stages import LangevinStage
-from pureebm.sampling.langevin import LangevinConfig
+from pureebm.sampling.langevin import LangevinConfig, residual_size
 from pureebm.training import scalars
 from pureebm.training.pairs import make_pairs
 from pureebm.training.runtime import Runtime
@@ -115,6 +115,26 @@ def test_it_learns_what_the_teacher_does(source, teacher, tmp_path, precision) -
     assert card["architecture"] == "student" and card["config"]["levels"] == [0.7, 1.4]
     assert card["teacher"]["sampler"]["n_steps"] == 3 and card["teacher"]["sha256"] == load_model(teacher).sha256
     assert {"limits", "intended_use", "validation", "command", "total_minutes"} <= card.keys()
+
+
+def test_it_learns_how_the_noise_of_its_teacher_adapts(source, tmp_path) -> None:
+    torch.manual_seed(0)
+    energy = LocalEnergy((4,), (1,), whiten=4.0, residual=True)
+    torch.nn.init.normal_(energy.head.weight, std=0.1)
+    energy.requires_grad_(False)
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, energy, {"sampler": SAMPLER | {"adapt_above": 0.01}})
+    settings = replace(TINY, teacher=str(path), steps=60, lr=1e-2, ema=0.9, level_min=1.0, level_max=1.0)
+    card = train_student(source, tmp_path / "run", settings, runtime=runtime())
+    assert card["config"]["adapt_above"] == card["teacher"]["sampler"]["adapt_above"] == 0.01
+    student = load_model(tmp_path / "run" / "model.safetensors").network
+    pairs = [load_file(one) for one in sorted((tmp_path / "run" / "pairs").glob("*.safetensors"))]
+    x, theirs = pairs[0]["images"].float() / 127.5 - 1, pairs[0]["residuals"]
+    torch.testing.assert_close(theirs, residual_size(energy, x), rtol=1e-3, atol=0)
+    # what the steps have left of the first guess, which was off by a factor
+    errors = [(network.residual(network.coordinates(x)) / theirs).log().abs().mean() for network in (
+        Student(settings.widths, settings.blocks, whiten=4.0, adapt_above=0.01), student)]  # fmt: skip
+    assert errors[1] < 0.15 < 0.5 < errors[0]
 
 
 def test_a_student_of_a_chain_without_starting_noise(source, tmp_path, tiny_model) -> None:

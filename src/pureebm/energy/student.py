@@ -12,7 +12,11 @@ the updates after it (`training.pairs.HeardNoise`):
     z = sum_k w_k z_k / (sum_k w_k**2)**0.5
 
 Given both, it is fitted to the chain's own result by least squares. The two inputs keep it a sample: the mean over what
-else the z_k say is all that is averaged away. Knows nothing of files, stages or training.
+else the z_k say is all that is averaged away.
+
+Where the teacher's noise adapts to how unnatural an image is (`adapt_above` of its sampler), the level is multiplied by
+the same factor, from an estimate of the teacher's residual by a small network of its own, the gauge. Knows nothing of
+files, stages or training.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class Student(nn.Module):
         initial_noise: the teacher's, at level 1, in its coordinates; 0 if its chain starts at the image itself.
         whiten, chroma: the teacher's coordinates, as of `LocalEnergy`.
         levels: (least, largest) level of noise that it was trained for, as multiples of the teacher's.
+        adapt_above, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for all images.
     """
 
     architecture: ClassVar[str] = "student"
@@ -50,6 +55,8 @@ class Student(nn.Module):
         whiten: float = 0.0,
         chroma: float = 1.0,
         levels: Sequence[float] = (1.0, 1.0),
+        adapt_above: float = 0.0,
+        adapt_most: float = 8.0,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
@@ -74,6 +81,10 @@ class Student(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self.gain = nn.Parameter(torch.zeros(()))  # of the later noise, straight to the output
+        self.adapt_above, self.adapt_most = adapt_above, adapt_most
+        if adapt_above:
+            self.config |= {"adapt_above": adapt_above, "adapt_most": adapt_most}
+            self.gauge = _gauge()
 
     def forward(self, images: Tensor, start: Tensor, later: Tensor, level: Tensor) -> Tensor:
         """Purify; differentiable in all its arguments.
@@ -86,19 +97,40 @@ class Student(nn.Module):
         Returns:
             (N, 3, H, W); may leave [-1, 1] a little.
         """
+        y = self.coordinates(images)
+        if self.adapt_above:
+            level = level * self.noise_scale(self.residual(y))
+        return self.purified(y, start, later, level)
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        """y = W x of (N, 3, H, W)."""
         check_images(images)
-        scale = level[:, None, None, None]
-        y = self.whitening.whiten(images) if self.whitening else images
+        return self.whitening.whiten(images) if self.whitening else images
+
+    def residual(self, coordinates: Tensor) -> Tensor:
+        """(N,) float32: the root mean square of the teacher's residual at y, as the gauge estimates it."""
+        x = F.pixel_unshuffle(pad_to_multiple(coordinates, self.multiple), 2)
+        found: Tensor = self.gauge(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
+        return found.float().square().mean(dim=(1, 2, 3)).clamp(min=1e-12).sqrt()
+
+    def noise_scale(self, residual: Tensor) -> Tensor:
+        """(N,): how many times stronger the noise is at a residual of this size (see `sampling.langevin`)."""
+        return (residual / self.adapt_above).clamp(1.0, max(1.0, self.adapt_most))
+
+    def purified(self, coordinates: Tensor, start: Tensor, later: Tensor, strength: Tensor) -> Tensor:
+        """As `forward`, of y = W x and the (N,) whole strength of the noise: the level, times what adapts to images."""
+        scale = strength[:, None, None, None]
+        y = coordinates
         if self.initial_noise:
             y = y + self.initial_noise * scale * start
-        y = y + self.gain.float() * scale * later + self.correction(y, later, level)
+        y = y + self.gain.float() * scale * later + self.correction(y, later, strength)
         return self.whitening.color(y) if self.whitening else y
 
-    def correction(self, coordinates: Tensor, later: Tensor, level: Tensor) -> Tensor:
+    def correction(self, coordinates: Tensor, later: Tensor, strength: Tensor) -> Tensor:
         """What the network itself adds in the teacher's coordinates, float32; computed in the weights' type."""
         height, width = coordinates.shape[2:]
         x = F.pixel_unshuffle(pad_to_multiple(torch.cat((coordinates, later), dim=1), self.multiple), 2)
-        plane = level.log()[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        plane = strength.log()[:, None, None, None].expand(-1, 1, *x.shape[2:])
         x = torch.cat((x, plane), dim=1).to(self.stem.weight.dtype, memory_format=torch.channels_last)
         h = self.stem(x)  # (N, 25, H/2, W/2) -> (N, widths[0], H/2, W/2)
         skips: list[Tensor] = []
@@ -110,6 +142,19 @@ class Student(nn.Module):
         for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
             h = decode(up(h) + skips.pop())
         return F.pixel_shuffle(self.head(h).float(), 2)[:, :, :height, :width]
+
+
+def _gauge() -> nn.Sequential:
+    """Without biases, as the teacher's denoiser: twice the contrast, twice the residual."""
+    return nn.Sequential(
+        nn.Conv2d(12, 16, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(48, 48, 3, padding=1, bias=False),
+    )
 
 
 def _blocks(width: int, count: int) -> nn.Sequential:

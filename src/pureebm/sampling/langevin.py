@@ -206,7 +206,12 @@ def noise_scale(energy: Energy, images: Tensor, config: LangevinConfig, score: S
     """
     if not getattr(energy, "residual", False):
         raise InputError("adapt_above needs an energy that measures a residual, such as LocalEnergy(residual=True)")
+    residual = residual_size(energy, images, score)
+    return (residual / config.adapt_above).clamp(1, max(1.0, config.adapt_most)).to(images.dtype)[:, None, None, None]
+
+
+def residual_size(energy: Energy, images: Tensor, score: Score | None = None) -> Tensor:
+    """(N,): root mean square of the residual of an energy |r|^2 / 2, for images (N, C, H, W)."""
     values = energy_and_gradient(energy, images)[0] if score is None else score(images, energies=True)[0]
     assert values is not None
-    residual = (2 * values / images[0].numel()).sqrt()
-    return (residual / config.adapt_above).clamp(1, max(1.0, config.adapt_most)).to(images.dtype)[:, None, None, None]
+    return (2 * values / images[0].numel()).sqrt()

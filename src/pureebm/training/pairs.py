@@ -1,7 +1,8 @@
 """What a student learns from: images, and what a chain of Langevin updates made of them, kept on disk.
 
-A pair is an image (clean, or changed by a perturbation made here: no attack), the level of noise, the chain's result,
-and of the chain's later noises the sum that a student is shown (see `energy.student`). The starting noise is not kept:
+A pair is an image (clean, or changed by a perturbation made here: no attack), the level of noise, the size of the
+teacher's residual where its noise adapts to that, the chain's result, and of the chain's later noises the sum that a
+student is shown (see `energy.student`). The starting noise is not kept:
 it is a function of the pair's id. Pairs come in blocks; a block is a function of (images, teacher, levels, seed, its
 number and length) and one file, so that a making that was cut off goes on where it was.
 """
@@ -25,7 +26,7 @@ from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import Interrupted, MismatchError
 from pureebm.purify.stages import LangevinStage
 from pureebm.purify.student import NOISE_IMAGES
-from pureebm.sampling.langevin import LangevinConfig, langevin
+from pureebm.sampling.langevin import LangevinConfig, langevin, residual_size
 from pureebm.sampling.noise import CounterNoise
 from pureebm.training.checkpoints import write_atomically
 from pureebm.types import JSON, Noise
@@ -34,17 +35,19 @@ BLOCK = 512
 BATCH = 64  # of the teacher; one level of noise each
 LARGEST_EPS = 16  # in steps of 1/255
 
-_NAMES = ("images", "purified", "later", "levels")
+_NAMES = ("images", "purified", "later", "levels", "residuals")
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """images: (N, 3, S, S) uint8. purified, later: alike, float16. levels: (N,) float32. ids: of their noise."""
+    """images: (N, 3, S, S) uint8. purified, later: alike, float16. levels, residuals: (N,) float32, the latter 0 where
+    the teacher's noise does not adapt. ids: of their noise."""
 
     images: Tensor
     purified: Tensor
     later: Tensor
     levels: Tensor
+    residuals: Tensor
     ids: Sequence[str]
     seed: int
 
@@ -222,7 +225,7 @@ def _make(
     """One block: images (B, S, S, 3) uint8 -> the tensors of `_NAMES`."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     pixels = to_uint8(perturb(to_pm1(images.permute(0, 3, 1, 2)), generator))
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     strengths = torch.ones(len(pixels))
     low, high = (math.log(level) for level in levels)
     for at, batch in enumerate(torch.split(pixels, BATCH)):
@@ -231,9 +234,19 @@ def _make(
         first = at * BATCH
         strengths[first : first + len(batch)] = level
         ids = [_id(number * BLOCK + first + row) for row in range(len(batch))]
-        parts.append(taught(stage, to_pm1(batch), ids, level=level, seed=seed))
-    purified, later = (torch.cat(one).half().contiguous() for one in zip(*parts, strict=True))
-    return {"images": pixels.contiguous(), "purified": purified, "later": later, "levels": strengths}
+        x = to_pm1(batch)
+        parts.append((*taught(stage, x, ids, level=level, seed=seed), _residuals(stage, x)))
+    purified, later, residuals = (torch.cat(one) for one in zip(*parts, strict=True))
+    halves = {"purified": purified.half().contiguous(), "later": later.half().contiguous()}
+    return {"images": pixels.contiguous(), **halves, "levels": strengths, "residuals": residuals}
+
+
+def _residuals(stage: LangevinStage, images: Tensor) -> Tensor:
+    """(N,) float32, on the CPU."""
+    if not stage.config.adapt_above:
+        return torch.zeros(len(images))
+    x = images.to(stage.device, memory_format=torch.channels_last)
+    return residual_size(stage.energy, x, stage.score).float().cpu()
 
 
 def _id(row: int) -> str:
@@ -248,4 +261,5 @@ def _read(path: Path, count: int) -> dict[str, Tensor] | None:
         block = load_file(path)
     except SafetensorError:
         return None
-    return None if len(block["levels"]) < count else {name: value[:count] for name, value in block.items()}
+    whole = block.keys() == set(_NAMES) and len(block["levels"]) >= count
+    return {name: value[:count] for name, value in block.items()} if whole else None

@@ -2,7 +2,7 @@
 
 Beside what every run holds: `pairs/` (what the teacher made, see `training.pairs`), and `model.safetensors` with its
 card: the averaged weights that came nearest to the teacher on held-out images. The loss is the mean squared distance to
-the teacher's result under the same noise.
+the teacher's result under the same noise, as a share of that noise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +34,10 @@ from pureebm.training.stepper import Phase, Step, Stepper
 from pureebm.training.validation import perturbations, psnr
 from pureebm.training.workers import Workers
 from pureebm.types import JSON, Stage
+
+GAUGE_WEIGHT = 0.01
+"""Of the gauge's loss beside the distance to the teacher. It shares no weight with the rest: only the clip of the
+gradient's norm sees both."""
 
 _SAMPLES = 4  # of each image, for the variance
 _SAMPLED = 32  # images whose variance is taken
@@ -95,7 +99,11 @@ class StudentTrainer(Stepper):
         return torch.optim.Adam(self.parameters, lr=1.0, fused=True)
 
     def compute(self, phase: Phase) -> Step:
-        """Draw a batch of pairs, mirror some, and compute the squared distance to the teacher's results."""
+        """Draw a batch of pairs, mirror some, and compute the squared distance to the teacher's results.
+
+        The distance of a pair is divided by the strength of its noise, lest the few loud ones drown the others. The
+        gauge learns the logarithm of the teacher's residual; the rest is given the teacher's own.
+        """
         pairs, n, device = self.pairs(), self.settings.batch, self.workers.device
         rows = torch.randint(len(pairs), (n,), generator=self.generator)
         fields = (to_pm1(pairs.images[rows]), pairs.start(rows.tolist()), pairs.later[rows], pairs.purified[rows])
@@ -104,9 +112,15 @@ class StudentTrainer(Stepper):
             mirrored = (torch.rand(n, 1, 1, 1, generator=self.generator) < 0.5).to(device)
             moved = [torch.where(mirrored, one.flip(3), one) for one in moved]
         images, start, later, target = moved
+        network, strength = self.network, pairs.levels[rows].to(device)
+        y, loss = network.coordinates(images), images.new_zeros(())
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            out = self.network(images, start, later, pairs.levels[rows].to(device))
-        return Step((out - target).square().mean())
+            if network.adapt_above:
+                residual = pairs.residuals[rows].to(device)
+                loss = GAUGE_WEIGHT * (network.residual(y) / residual.clamp(min=1e-6)).log().square().mean()
+                strength = strength * network.noise_scale(residual)
+            out = network.purified(y, start, later, strength)
+        return Step(loss + ((out - target).square().mean(dim=(1, 2, 3)) / strength).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +206,6 @@ class _Run(Run):
         self.settings = settings
         self.teacher = load_model(settings.teacher or DEFAULT_MODEL, runtime.workers.device)
         config = LangevinConfig(**self.teacher.card.get("sampler", {}))
-        if config.adapt_above:
-            runtime.report("the teacher's noise adapts to each image; its student learns the chain without that")
-            config = replace(config, adapt_above=0.0)
         self.stage = LangevinStage(
             self.teacher.energy, config, device=runtime.workers.device, model=self.teacher.describe()
         )
@@ -235,6 +246,8 @@ class _Run(Run):
             whiten=whitening.strength if whitening else 0.0,
             chroma=whitening.chroma if whitening else 1.0,
             levels=self._levels(),
+            adapt_above=self.stage.config.adapt_above,
+            adapt_most=self.stage.config.adapt_most,
         )
         known: JSON = {"teacher": self._told_teacher(), "data": self.data, "held_out": self.held_data}
         known |= {"levels": self._levels(), "seed": settings.seed}
