@@ -37,6 +37,13 @@ def test_chroma_scales_what_differs_between_the_colors_and_leaves_their_mean() -
     torch.testing.assert_close(way.color(way.whiten(x)), x)
 
 
+def test_the_gain_is_the_deviation_of_its_noise_in_pixels() -> None:
+    way = Whitening(8.0, chroma=2.0)
+    noise = way.color(torch.randn(400, 3, 24, 24, generator=torch.Generator().manual_seed(0)))
+    assert noise.std().item() == pytest.approx(way.gain(24), rel=0.01)
+    assert Whitening(0.0).gain(32) == 1
+
+
 def test_without_strength_nothing_changes() -> None:
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(Whitening(strength=0.0).whiten(x), x, atol=1e-5, rtol=0)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pureebm.data.ranges import to_pm1
+from pureebm.energy.coordinates import Whitening
 from pureebm.energy.weights import load_model
 from pureebm.errors import DivergedError, Interrupted, MismatchError
 from pureebm.sampling.langevin import energy_and_gradient
@@ -219,3 +220,11 @@ def test_an_energy_for_colored_noise_learns_to_remove_it_and_keeps_its_coordinat
     _, gradient = energy_and_gradient(energy, noisy)
     restored = noisy - way.color(way.color(gradient))
     assert (restored - clean).square().mean() < 0.3 * noise.square().mean()
+
+
+def test_the_sampler_of_a_validation_is_as_warm_in_pixels_whatever_the_color_of_the_noise() -> None:
+    white, colored = (EnergySettings(whiten=whiten, chroma=chroma).resolved() for whiten, chroma in ((0, 1), (8, 2)))
+    gain = Whitening(8.0, chroma=2.0).gain(32)
+    assert (white.sample_step_size, white.sample_temperature) == (0.02, pytest.approx(0.03**2))
+    assert colored.sample_step_size == pytest.approx(0.02 / gain)
+    assert colored.sample_temperature == pytest.approx((0.03 / gain) ** 2)

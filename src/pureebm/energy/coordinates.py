@@ -51,6 +51,11 @@ class Whitening:
         """y -> x = W^-1 y, the inverse of `whiten`."""
         return _chroma_times(_filtered(coordinates, self._amplitude(coordinates)), self.chroma)
 
+    def gain(self, size: int) -> float:
+        """Root mean square of W^-1 z, z of variance 1, over the pixels of a square image of three channels."""
+        amplitude = self._amplitude(torch.empty(1, 3, size, size, dtype=torch.float64))
+        return math.sqrt(float(amplitude.square().mean()) * (1 + 2 * self.chroma**2) / 3)
+
     def _amplitude(self, like: Tensor) -> Tensor:
         height, width = like.shape[-2:]
         rows = torch.arange(height, device=like.device, dtype=torch.float64) / (2 * height)

@@ -67,8 +67,10 @@ class EnergySettings:
     validate_every: Annotated[int | None, "steps between validations (default: 10 in all)"] = None
     validation_images: Annotated[int, "held-out images that a validation purifies"] = 128
     sample_steps: Annotated[int | None, "steps of the model's own sampler (default: dsm 60, mle 150)"] = None
-    sample_step_size: Annotated[float | None, "its step size (default: dsm .02, mle as the chains)"] = None
-    sample_temperature: Annotated[float | None, "its temperature (default: dsm .03^2 * unit, mle as trained)"] = None
+    sample_step_size: Annotated[float | None, "its step size (default: dsm .02 in pixels, mle as the chains)"] = None
+    sample_temperature: Annotated[
+        float | None, "its temperature (default: dsm .03^2 * unit in pixels, mle as trained)"
+    ] = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "size", "width", "validation_images", "chain_steps", "bank_size"):
@@ -102,16 +104,19 @@ class EnergySettings:
 
     def resolved(self) -> EnergySettings:
         """The same settings with every None that has a default replaced by it."""
+        from pureebm.energy.coordinates import Whitening  # brings torch: not for --help
+
         dsm, code = self.objective == "dsm", self.preset == "code"
         unit = self.energy_unit or (1.0 if self.model == "local" else 0.1)
+        gain = Whitening(self.whiten, chroma=self.chroma).gain(self.size)  # colored noise is as strong in pixels
         defaults = {
             "lr": 6e-4 if dsm else (1e-4 if code else 5e-5),
             "grad_clip": 1.0 if dsm else 0.0,
             "energy_unit": unit,
             "data_noise": 0.015 if code else 0.02,
             "sample_steps": 60 if dsm else 150,
-            "sample_step_size": 0.02 if dsm else self.chain_step_size,
-            "sample_temperature": 0.03**2 * unit if dsm else self.temperature,
+            "sample_step_size": 0.02 / gain if dsm else self.chain_step_size,
+            "sample_temperature": (0.03 / gain) ** 2 * unit if dsm else self.temperature,
         }
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {name: value for name, value in defaults.items() if values[name] is None}
