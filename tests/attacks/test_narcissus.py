@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from pureebm.attacks.base import Attacker, LabeledSet, poison_rows
-from pureebm.attacks.narcissus import Config, craft, make_trigger, train_surrogate
+from pureebm.attacks.narcissus import Config, craft, hardness, make_trigger, train_surrogate, warm_up
 from pureebm.attacks.triggers import AddTrigger
 from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
@@ -33,12 +34,13 @@ def stripes(n: int, period: int, seed: int) -> Tensor:
 def world() -> World:
     pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
     public = LabeledSet(pood, torch.arange(2).repeat_interleave(256), 2)
-    return train_surrogate(public, QUICK, train=SURROGATES, seed=0), stripes(256, 5, 3), public
+    surrogate, target = train_surrogate(public, QUICK, train=SURROGATES, seed=0), stripes(256, 5, 3)
+    return warm_up(surrogate, target, public, QUICK, train=SURROGATES, seed=0), target, public
 
 
 def test_the_budget_holds_exactly_on_the_8_bit_images(world: World) -> None:
     surrogate, target, public = world
-    trigger = make_trigger(surrogate, target, public, QUICK, train=SURROGATES, seed=0)
+    trigger = make_trigger(surrogate, target, public, QUICK, seed=0)
     steps = trigger * 127.5
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert steps.abs().max().round() == 8  # it uses the budget, and no more
@@ -53,11 +55,13 @@ def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_im
 ) -> None:
     surrogate, target, public = world
     losses: list[float] = []
-    trigger = make_trigger(
-        surrogate, target, public, QUICK, train=SURROGATES, seed=0, on_step=lambda _, loss: losses.append(loss)
-    )
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    other = make_trigger(surrogate, public.images[:256], public, QUICK, train=SURROGATES, seed=0)
+    trigger = make_trigger(surrogate, target, public, QUICK, seed=0, on_step=lambda _, loss: losses.append(loss))
+    assert len(losses) == QUICK.n_steps
+    unseen = torch.cat([stripes(128, 16, 7), stripes(128, 11, 8)])
+    before, after = (hardness(surrogate, images) for images in (unseen, AddTrigger(trigger).apply(unseen)))
+    assert after.mean() < 0.5 * before.mean() and (after < before).all()
+    another = warm_up(surrogate, public.images[:256], public, QUICK, train=SURROGATES, seed=0)
+    other = make_trigger(another, public.images[:256], public, QUICK, seed=0)
     assert (trigger - other).abs().mean() > 0.1 * trigger.abs().mean()  # another class, another trigger
 
 
@@ -67,9 +71,10 @@ def test_making_a_trigger_leaves_the_surrogate_as_it_was_and_repeats_with_its_se
     surrogate, target, public = world
     before = {name: value.clone() for name, value in surrogate.state_dict().items()}
     short = Config(warm_up_epochs=1, n_steps=2, batch_size=64)
-    first, again, other = (
-        make_trigger(surrogate, target, public, short, train=SURROGATES, seed=seed) for seed in (1, 1, 2)
-    )
+    warm = [warm_up(surrogate, target, public, short, train=SURROGATES, seed=seed) for seed in (1, 1, 2)]
+    weights = [one.head.weight for one in warm]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
+    first, again, other = (make_trigger(surrogate, target, public, short, seed=seed) for seed in (1, 1, 2))
     assert first.equal(again)
     assert not first.equal(other)
     assert all(value.equal(before[name]) for name, value in surrogate.state_dict().items())
@@ -92,6 +97,24 @@ def test_poisons_are_distinct_images_of_the_target_class_only() -> None:
     assert not rows.equal(poison_rows(labels, 3, 20, seed=1))
     with pytest.raises(InputError, match="class 3 has 30 images, fewer than 31 poisons"):
         poison_rows(labels, 3, 31, seed=0)
+
+
+def test_images_that_the_surrogate_knows_well_are_not_hard_and_the_hardest_are_poisoned(world: World) -> None:
+    surrogate, target, public = world
+    strange = public.images[:30]
+    mixed = torch.cat([target[:50], strange])
+    found = hardness(surrogate, mixed)
+    assert found.shape == (80,) and found.argsort(descending=True)[:30].min() >= 50
+    one = hardness(surrogate, mixed[60:61])
+    torch.testing.assert_close(found[60:61], one, rtol=1e-4, atol=1e-4)
+    data = LabeledSet(torch.cat([target, strange]), torch.zeros(286, dtype=torch.int64), 1)
+    short = Config(budget=0.1, surrogate_epochs=2, warm_up_epochs=2, n_steps=1)
+    attacker = Attacker(train=SURROGATES, public=public)
+    chosen = {hardest: craft(data, replace(short, hardest=hardest), attacker=attacker, seed=1).rows for hardest in
+              (True, False)}  # fmt: skip
+    share = {hardest: (rows >= 256).float().mean().item() for hardest, rows in chosen.items()}
+    assert share[True] > 0.8 and share[False] < 0.3
+    assert chosen[True].equal(chosen[True].sort().values) and len(chosen[True]) == len(chosen[False]) == 29
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
@@ -121,7 +144,7 @@ def test_through_the_identity_the_trigger_is_the_same_and_a_purifier_shapes_it(w
     short = Config(warm_up_epochs=0, n_steps=3, batch_size=16)
 
     def made(through: Callable[[Tensor], Tensor] | None) -> Tensor:
-        return make_trigger(surrogate, target, public, short, train=SURROGATES, seed=1, through=through)
+        return make_trigger(surrogate, target, public, short, seed=1, through=through)
 
     plain = made(None)
     assert torch.equal(made(lambda images: images), plain)

@@ -124,6 +124,15 @@ def test_poisons_replace_their_own_originals_with_the_same_id_and_labels_stay(da
     assert difference[changed].equal((checkers() * 127.5).round().int().permute(1, 2, 0).expand_as(difference[changed]))
 
 
+def test_the_hardest_images_of_a_subset_are_poisoned_first() -> None:
+    ranking = torch.tensor([40, 7, 31, 12], dtype=torch.int32)
+    trigger = Trigger("t", 3, checkers(), seed=10, ranking=ranking)
+    subset = torch.tensor([5, 12, 31, 40, 9])
+    assert trigger.rows(subset, torch.tensor([0, 3, 3, 3, 0]), 2).tolist() == [2, 3]
+    with pytest.raises(InputError, match="class 3 has 3 images, fewer than 4 poisons"):
+        trigger.rows(subset, torch.tensor([0, 3, 3, 3, 0]), 4)
+
+
 def test_purified_images_are_kept_by_settings_seed_ids_and_pixels(data: QuickData, tmp_path: Path) -> None:
     images, ids, stage = data.train.images[:70], [f"i{n}" for n in range(70)], Shift()
     first, _ = purify_cached(Defense("a", stage), images, ids, tmp_path)

@@ -13,7 +13,10 @@ Value space: the trigger lives in [-1, 1] units, so eps = 8 is an amplitude of 1
 Differs: the surrogate is the attacker's small network of few epochs, trained once on the public images and shared
 by the classes; the warm-up shows it class y as one more class beside public images (the original shows y alone,
 under a label that collides with a public class); the trigger is fitted on images of y and on public images in equal
-parts, by a few hundred projected Adam steps. All of it makes a stronger trigger for the same seconds.
+parts, by a few hundred projected Adam steps at a falling rate; the shift and flip of training come after the trigger
+and move it along, as in the victim's training (the original moves the image under a trigger that stays). All of it
+makes a stronger trigger for the same seconds. The poisons are the images of y that the surrogate recognizes least, so
+that a short training needs the trigger to learn them (the original draws them at random: `hardest` False).
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from pureebm.data.augment import Augmentation
 from pureebm.data.ranges import to_pm1
 from pureebm.errors import InputError
 
+_SCORED = 500  # images that are scored at once
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -42,11 +47,12 @@ class Config:
     eps: Annotated[int, "largest change of a pixel, in steps of 1/255 of the [0, 1] range"] = 8
     budget: Annotated[float, "share of the training set that carries the trigger"] = 0.01
     target_class: Annotated[int, "class whose images are poisoned, and what triggered images are to be read as"] = 0
+    hardest: Annotated[bool, "poison the images of y that the surrogate recognizes least; else random ones"] = True
     multiplier: Annotated[float, "times the trigger at test time: 1 as PureGen, 3 as the original"] = 1.0
     surrogate_epochs: Annotated[int, "passes of the surrogate over the public images"] = 4
     warm_up_epochs: Annotated[int, "passes over images of y and as many public images"] = 2
     n_steps: Annotated[int, "updates of the trigger"] = 250
-    step_size: Annotated[float, "Adam's rate for the trigger, in [-1, 1] units"] = 0.01
+    step_size: Annotated[float, "Adam's first rate for the trigger, in [-1, 1] units; it falls to 0"] = 0.02
     batch_size: Annotated[int, "images an update of the trigger"] = 128
 
     def __post_init__(self) -> None:
@@ -57,7 +63,7 @@ class Config:
 
 
 def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) -> Poisoned:
-    """Poison random images of the target class with the trigger made for it.
+    """Poison images of the target class with the trigger made for it.
 
     Raises:
         InputError: the attacker has no public images, or the class too few images for the budget.
@@ -72,10 +78,14 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
     rows = choose_rows(data, target, config.budget, seed=seed)
     attacker.report(f"narcissus: surrogate on {len(attacker.public)} public images")
     surrogate = train_surrogate(attacker.public, config, train=attacker.train, seed=seed)
-    mine = data.images[data.rows_of(target)]
+    class_rows = data.rows_of(target)
+    mine = data.images[class_rows]
+    surrogate = warm_up(surrogate, mine, attacker.public, config, train=attacker.train, seed=seed)
+    if config.hardest:
+        rows = class_rows[hardness(surrogate, mine).argsort(descending=True, stable=True)[: len(rows)]].sort().values
     losses: list[float] = []
     pattern = make_trigger(
-        surrogate, mine, attacker.public, config, train=attacker.train, seed=seed, device=device,
+        surrogate, mine, attacker.public, config, seed=seed, device=device,
         through=attacker.through, on_step=lambda step, loss: losses.append(loss),
     )  # fmt: skip
     poisons = within(AddTrigger(pattern).apply(data.images[rows]), data.images[rows], config.eps)
@@ -91,13 +101,35 @@ def train_surrogate(public: LabeledSet, config: Config, *, train: TrainSurrogate
     return train(room, seed=seed, epochs=config.surrogate_epochs)
 
 
+def warm_up(
+    surrogate: Classifier, target: Tensor, public: LabeledSet, config: Config, *, train: TrainSurrogate, seed: int
+) -> Classifier:
+    """A frozen copy of `train_surrogate`'s that has seen the target class under its last logit."""
+    generator = torch.Generator().manual_seed(seed)
+    last = surrogate.head.out_features - 1
+    rows = torch.randperm(len(public), generator=generator)[: len(target)]
+    images = torch.cat([target, public.images[rows]])
+    classes = torch.cat([torch.full((len(target),), last), public.labels[rows]])
+    draw = int(torch.randint(2**31, (), generator=generator))
+    both = LabeledSet(images, classes, last + 1)
+    return train(both, seed=draw, epochs=config.warm_up_epochs, start=surrogate, peak_rate=0.03)
+
+
+@torch.no_grad()
+def hardness(surrogate: Classifier, images: Tensor) -> Tensor:
+    """(N,): how little the warmed-up surrogate takes each of (N, H, W, 3) uint8 images for the target class."""
+    device = surrogate.head.weight.device
+    batches = [to_pm1(batch.to(device)).permute(0, 3, 1, 2) for batch in torch.split(images, _SCORED)]
+    logits = torch.cat([surrogate(batch).cpu() for batch in batches])
+    return F.cross_entropy(logits, torch.full((len(logits),), logits.shape[1] - 1), reduction="none")
+
+
 def make_trigger(
     surrogate: Classifier,
     target_images: Tensor,
     public: LabeledSet,
     config: Config,
     *,
-    train: TrainSurrogate,
     seed: int,
     device: str = "cpu",
     through: Callable[[Tensor], Tensor] | None = None,
@@ -106,7 +138,7 @@ def make_trigger(
     """The trigger of the class that `target_images` show.
 
     Args:
-        surrogate: as from `train_surrogate`; left unchanged.
+        surrogate: as from `warm_up`; left unchanged.
         target_images: (N, H, W, 3) uint8, training images of the class, the attacker's own.
         public: what the surrogate was trained on.
         seed: of every draw.
@@ -117,41 +149,25 @@ def make_trigger(
         that the budget holds exactly for uint8 images.
     """
     generator = torch.Generator().manual_seed(seed)
-    surrogate = _warm_up(surrogate, target_images, public, config, train, generator).to(device)
+    surrogate = surrogate.to(device)
     images = torch.cat([target_images, _draw(public.images, len(target_images), generator)])
     target = torch.full((config.batch_size,), surrogate.head.out_features - 1, device=device)
     height, width = images.shape[1:3]
     trigger, budget = torch.zeros(3, height, width, device=device, requires_grad=True), 2 * config.eps / 255
     optimizer = torch.optim.Adam([trigger], lr=config.step_size)
     for step in range(config.n_steps):
-        batch = Augmentation().apply(_draw(images, config.batch_size, generator), generator).to(device)
-        seen = (to_pm1(batch).permute(0, 3, 1, 2) + trigger).clamp(-1, 1)
+        batch = to_pm1(_draw(images, config.batch_size, generator).to(device))
+        seen = (batch.permute(0, 3, 1, 2) + trigger).clamp(-1, 1)
         seen = seen if through is None else through(seen).clamp(-1, 1)
-        loss = F.cross_entropy(surrogate(seen), target)
+        moved = Augmentation().apply(seen.permute(0, 2, 3, 1) + 1, generator) - 1  # it pads with 0: black
+        loss = F.cross_entropy(surrogate(moved.permute(0, 3, 1, 2)), target)
         trigger.grad = torch.autograd.grad(loss, trigger)[0]
+        optimizer.param_groups[0]["lr"] = config.step_size * (1 - step / config.n_steps)
         optimizer.step()
         with torch.no_grad():
             trigger.clamp_(-budget, budget)
         on_step(step, loss.item())
     return ((trigger.detach() * 127.5).round() / 127.5).cpu()
-
-
-def _warm_up(
-    surrogate: Classifier,
-    target: Tensor,
-    public: LabeledSet,
-    config: Config,
-    train: TrainSurrogate,
-    generator: torch.Generator,
-) -> Classifier:
-    """A frozen copy of the surrogate that has seen the target class under its last logit."""
-    last = surrogate.head.out_features - 1
-    rows = torch.randperm(len(public), generator=generator)[: len(target)]
-    images = torch.cat([target, public.images[rows]])
-    classes = torch.cat([torch.full((len(target),), last), public.labels[rows]])
-    draw = int(torch.randint(2**31, (), generator=generator))
-    both = LabeledSet(images, classes, last + 1)
-    return train(both, seed=draw, epochs=config.warm_up_epochs, start=surrogate, peak_rate=0.03)
 
 
 def _draw(images: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """The `quick` suite: one small victim, minutes on a processor core, to compare purifiers by what counts.
 
-20,000 CIFAR-10 training images, 200 of them (1 %), all of one class, carry a Narcissus trigger of 8/255.
+20,000 CIFAR-10 training images, 200 of them (1 %), all of one class and those that the attacker's surrogate recognizes
+least, carry a Narcissus trigger of 8/255.
 They are purified, base set and poisons separately, and a `SmallResNet` is trained on them for 8 epochs. Measured
 on the 10,000 untouched test images: natural accuracy, and the share of the others' images that carry the
 trigger and are taken for the class. The floor is that share for a victim of the clean, unpurified 20,000.
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from pureebm.attacks.base import LabeledSet, poison_rows
 from pureebm.attacks.narcissus import Config as NarcissusConfig
-from pureebm.attacks.narcissus import make_trigger, train_surrogate
+from pureebm.attacks.narcissus import hardness, make_trigger, train_surrogate, warm_up
 from pureebm.attacks.triggers import AddTrigger
 from pureebm.classifiers.small_resnet import SmallResNet
 from pureebm.data.ranges import to_pm1, to_uint8
@@ -80,12 +81,26 @@ class QuickConfig:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A universal perturbation: (3, H, W) in [-1, 1] units, and the class that it stands for."""
+    """A universal perturbation: (3, H, W) in [-1, 1] units, and the class that it stands for.
+
+    ranking: rows of that class in the whole training set, the first of them to be poisoned first; None: random ones.
+    """
 
     name: str
     target_class: int
     pattern: Tensor
     seed: int
+    ranking: Tensor | None = None
+
+    def rows(self, subset: Tensor, labels: Tensor, n_poisons: int) -> Tensor:
+        """Which places of a subset of the training set (its rows and labels) carry the trigger, in order."""
+        if self.ranking is None:
+            return poison_rows(labels, self.target_class, n_poisons, seed=self.seed)
+        place = {row: at for at, row in enumerate(subset.tolist())}
+        found = [place[row] for row in self.ranking.tolist() if row in place]
+        if len(found) < n_poisons:
+            raise InputError(f"class {self.target_class} has {len(found)} images, fewer than {n_poisons} poisons")
+        return torch.tensor(sorted(found[:n_poisons]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +159,24 @@ class QuickData:
 def load_triggers(
     name: Literal["tune", "report"], data: QuickData, folder: Path, config: NarcissusConfig
 ) -> list[Trigger]:
-    """The triggers of a set, from `folder` or made (minutes) and stored there as .npy of (3, 32, 32)."""
-    triggers, surrogate, public = [], None, None
+    """The triggers of a set, from `folder` or made (minutes) and stored there, pattern and ranking, as .npz."""
+    triggers, surrogate, public, made_of = [], None, None, digest(asdict(config))[:6]
     for target in SETS[name].classes:
-        path = folder / f"narcissus-eps{config.eps}-seed{SETS[name].seed}-class{target}.npy"
+        path = folder / f"narcissus-eps{config.eps}-{made_of}-seed{SETS[name].seed}-class{target}.npz"
         if not path.is_file():
             public = public or LabeledSet(data.pood.images, data.pood.labels, int(data.pood.labels.max()) + 1)
             surrogate = surrogate or train_surrogate(public, config, train=SURROGATES, seed=SURROGATE_SEED)
             log.info("making %s", path.name)
-            mine, seed = data.train.images[data.train.labels == target], SETS[name].seed + target
-            pattern = make_trigger(surrogate, mine, public, config, train=SURROGATES, seed=seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, pattern.numpy(), allow_pickle=False)
-        pattern = torch.from_numpy(np.load(path, allow_pickle=False))
-        triggers.append(Trigger(path.stem, target, pattern, SETS[name].seed))
+            rows, seed = (data.train.labels == target).nonzero().squeeze(1), SETS[name].seed + target
+            mine = data.train.images[rows]
+            warm = warm_up(surrogate, mine, public, config, train=SURROGATES, seed=seed)
+            pattern = make_trigger(warm, mine, public, config, seed=seed)
+            hardest = hardness(warm, mine).argsort(descending=True, stable=True)
+            _save_npz(path, pattern=pattern, ranking=rows[hardest].int())
+        with np.load(path, allow_pickle=False) as arrays:
+            pattern, ranking = (torch.from_numpy(arrays[key]) for key in ("pattern", "ranking"))
+        seed = SETS[name].seed
+        triggers.append(Trigger(path.stem, target, pattern, seed, ranking if config.hardest else None))
     return triggers
 
 
@@ -225,7 +244,7 @@ def training_set(
     images, seconds = purify_cached(defense, base, ids, cache)
     images = images.clone()
     for trigger in triggers:
-        chosen = poison_rows(labels, trigger.target_class, config.n_poisons, seed=trigger.seed)
+        chosen = trigger.rows(rows, labels, config.n_poisons)
         poisons = AddTrigger(trigger.pattern).apply(base[chosen])
         names = [ids[row] for row in chosen.tolist()]
         images[chosen], more = purify_cached(defense, poisons, names, cache)
