@@ -32,9 +32,12 @@ def stripes(n: int, period: int, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    pood = torch.cat([stripes(256, 16, 1), stripes(256, 11, 2)])
+    pood = torch.cat([stripes(256, 5, 1), stripes(256, 11, 2)])
     public = LabeledSet(pood, torch.arange(2).repeat_interleave(256), 2)
-    surrogate, target = train_surrogate(public, QUICK, train=SURROGATES, seed=0), stripes(256, 5, 3)
+    surrogate, target = (
+        train_surrogate(public, QUICK, train=SURROGATES, seed=0),
+        stripes(256, 16, 3),
+    )  # longer than what a shift moves
     return warm_up(surrogate, target, public, QUICK, train=SURROGATES, seed=0), target, public
 
 
@@ -55,9 +58,11 @@ def test_the_trigger_makes_a_surrogate_that_learned_the_class_see_it_in_other_im
 ) -> None:
     surrogate, target, public = world
     losses: list[float] = []
-    trigger = make_trigger(surrogate, target, public, QUICK, seed=0, on_step=lambda _, loss: losses.append(loss))
+    trigger = make_trigger(
+        surrogate, target, public, replace(QUICK, eps=16), seed=0, on_step=lambda _, loss: losses.append(loss)
+    )
     assert len(losses) == QUICK.n_steps
-    unseen = torch.cat([stripes(128, 16, 7), stripes(128, 11, 8)])
+    unseen = torch.cat([stripes(128, 5, 7), stripes(128, 11, 8)])
     before, after = (hardness(surrogate, images) for images in (unseen, AddTrigger(trigger).apply(unseen)))
     assert after.mean() < 0.5 * before.mean() and (after < before).all()
     another = warm_up(surrogate, public.images[:256], public, QUICK, train=SURROGATES, seed=0)
