@@ -12,7 +12,7 @@ import pytest
 
 from pureebm.cli import options
 from pureebm.cli.main import COMMANDS
-from pureebm.energy.weights import DEFAULT_MODEL, MODELS, load_model
+from pureebm.energy.weights import DEFAULT_MODEL, MODELS, STUDENT, load_model
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,8 @@ def test_every_bundled_model_loads_and_has_a_card():
     assert DEFAULT_MODEL in MODELS
     for name in MODELS:
         card = load_model(name).card
-        assert {"architecture", "config", "sampler", "data", "sha256"} <= card.keys()
+        assert {"architecture", "config", "data", "sha256"} <= card.keys()
+        assert "sampler" in (card["teacher"] if name == STUDENT else card)
 
 
 def test_the_default_of_the_command_line_is_the_default_model():

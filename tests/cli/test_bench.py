@@ -103,7 +103,7 @@ def test_commas_after_a_colon_belong_to_the_defense_before_them() -> None:
         (["run", "--suite", "quick", "--only", "x"], "--suite quick takes no --only"),
         (["run", "--suite", "smoke", "--only", "nothing"], "no job of suite 'smoke' is like 'nothing'"),
         (["show", "--suite", "smoke"], "no cards in results/smoke; make some by: pureebm bench run --suite smoke"),
-        (["show", "--suite", "quick", "--format", "latex"], "--suite quick has one format"),
+        (["show", "--suite", "quick", "--format", "latex"], "--suite quick has no LaTeX"),
         (["report", "--suite", "quick"], "--suite quick has no report"),
         (["show", "--suite", "quick"], "no cards in results/quick"),
     ],

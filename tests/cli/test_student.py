@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from pureebm.energy.student import Student
-from pureebm.energy.weights import save_model
+from pureebm.energy.weights import DEFAULT_MODEL, STUDENT, load_model, save_model
 from pureebm.errors import InputError
 from pureebm.evaluation.defenses import find_defense
 from pureebm.evaluation.speed import bundled_student
-from pureebm.purify.student import StudentStage
+from pureebm.purify.student import StudentStage, model_stage
+from pureebm.sampling.langevin import LangevinConfig
 from pureebm.training.settings import StudentSettings
 
 
@@ -87,13 +88,18 @@ def test_a_student_is_a_defense(student) -> None:
         find_defense(f"pureebm:model={student},level=high")
 
 
-def test_the_speed_of_a_bundled_student_is_measured(monkeypatch, student) -> None:
-    from pureebm.evaluation import speed
-
-    monkeypatch.setattr(speed, "MODELS", {})
-    assert bundled_student() is None
-    monkeypatch.setattr(speed, "MODELS", {"student": "..."})
-    monkeypatch.setattr(speed, "STUDENT", "student")
-    load = speed.load_model
-    monkeypatch.setattr(speed, "load_model", lambda name, device: load(student, device))
-    assert isinstance(bundled_student(), StudentStage)
+def test_the_bundled_student_is_of_the_bundled_model_and_adapts_as_it_does(pureebm, source, tmp_path) -> None:
+    student, teacher = load_model(STUDENT), load_model(DEFAULT_MODEL)
+    assert isinstance(student.network, Student) and isinstance(bundled_student(), StudentStage)
+    assert student.card["teacher"] == {
+        "name": DEFAULT_MODEL, "sha256": teacher.sha256, "sampler": asdict(LangevinConfig(**teacher.card["sampler"]))
+    }  # fmt: skip
+    done = pureebm("purify", source, tmp_path / "target.npz", "--model", "student", "--json")
+    assert done.code == 0 and done.json["settings"]["stage"]["model"]["sha256"] == student.sha256
+    # Noise that no photograph has: teacher and student move it far, a gray image little.
+    x = torch.stack([torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5, torch.zeros(3, 32, 32)])
+    for model in (student, teacher):
+        moved = (
+            (model_stage(model, precision="float32").purify_batch(x, ["a", "b"], seed=0) - x).square().mean((1, 2, 3))
+        )
+        assert moved[0] > 20 * moved[1] > 0

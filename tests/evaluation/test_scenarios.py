@@ -11,6 +11,7 @@ from pureebm.errors import InputError
 from pureebm.evaluation.defenses import NotInstalledError, find_defense
 from pureebm.evaluation.runner import jobs
 from pureebm.evaluation.scenarios import BUNDLED, Scenario, Suite, load_suite, parse_suite
+from pureebm.evaluation.victims import attack_config
 
 TABLE = {
     "title": "A suite",
@@ -137,3 +138,12 @@ def test_every_defense_of_a_bundled_suite_is_found_or_is_known_to_come_later(nam
             assert find_defense(one).name == one
         except NotInstalledError as error:
             assert str(error).startswith(f"defense not installed: {one}")
+
+
+def test_targets_that_share_a_victim_are_meant_for_different_classes() -> None:
+    alone = Scenario(name="a", attack="gradient-matching", targets=3, attack_seed=7)
+    joint = replace(alone, joint=True)
+    assert [goal.overrides for goal in alone.goals()] == [{}, {}, {}]
+    assert [goal.overrides for goal in joint.goals()] == [{"intended_class": number} for number in range(3)]
+    assert [goal.seed for goal in joint.goals()] == [7, 8, 9]
+    assert attack_config(joint, joint.goals()[2])[1].intended_class == 2

@@ -10,7 +10,6 @@ import torch
 
 from pureebm.cli.main import run
 from pureebm.energy.networks import SNGANEnergy
-from pureebm.energy.weights import MODELS, STUDENT
 from pureebm.evaluation import speed
 from pureebm.evaluation.speed import SpeedConfig, exact_flops, in_turns, measure, plain_loop
 from pureebm.purify.baselines import baseline
@@ -71,10 +70,8 @@ def test_the_command_prints_one_object_and_writes_a_card(
     arguments = ["bench", "speed", "--model", str(tiny_model), "--device", "cpu", "--out", str(tmp_path)]
     assert run([*arguments, "--quick", "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
-    assert all(told[name] > 0 for name in ("plain_loop", "exact_float32", "exact_bfloat16", "default", "peak_share"))
-    assert (
-        (told["student"] is None) == (STUDENT not in MODELS) and told["card"] is None and not list(tmp_path.iterdir())
-    )
+    contract = ("plain_loop", "exact_float32", "exact_bfloat16", "default", "student", "peak_share")
+    assert all(told[name] > 0 for name in contract) and told["card"] is None and not list(tmp_path.iterdir())
     assert run(arguments) == 0
     card = json.loads(next(tmp_path.rglob("speed/*.json")).read_text())
     assert card["ratios"]["plain_loop"] == 1 and {"machine", "versions", "processor", "command"} <= set(card)

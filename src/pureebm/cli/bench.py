@@ -139,8 +139,8 @@ def show(
     """
     if suite not in OWN_OPTIONS:
         return _show_scenarios(suite, out, format_, quoted, json_)
-    if format_ != "terminal" or quoted:
-        raise InputError(f"--suite {suite} has one format, and no published figures; leave --format and --quoted out")
+    if format_ == "latex" or quoted:
+        raise InputError(f"--suite {suite} has no LaTeX and no published figures; leave --format latex, --quoted out")
     from pureebm.evaluation.cards import read_cards, table
 
     cards = read_cards(out / suite)
@@ -150,9 +150,9 @@ def show(
     if json_:
         emit({"rows": rows})
     elif suite == "quick":
-        _print_quick(rows)
+        _print_quick(rows, format_)
     else:
-        _print_diagnosis(rows)
+        _print_diagnosis(rows, format_)
 
 
 @app.command("report")
@@ -381,33 +381,40 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _print_quick(rows: list[JSON]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _print_quick(rows: list[JSON], format_: str) -> None:
     title = "quick, in %: accuracy (high is good), poison success (near the floor is good)"
-    table = Table("eps", "data", "defence", "acc.", "poison", "sd", "worst", "floor", "n", "purify s", title=title)
+    columns = ["eps", "data", "defence", "acc.", "poison", "sd", "worst", "floor", "n", "purify s"]
     keys = ("natural_accuracy", "poison_success", "poison_success_sd", "poison_success_max", "clean_floor")
+    lines = []
     for row in sorted(rows, key=lambda row: (row["data"], row["eps"], row["attack"], row["poison_success"] or 0)):
         eps = "clean" if row["attack"] == "none" else str(row["eps"])
         numbers = [_percent(row[key]) for key in keys]
-        table.add_row(eps, row["data"], row["defence"], *numbers, str(row["runs"]), f"{row['defence_seconds']:.0f}")
-    Console(width=max(100, Console().width)).print(table)
+        lines.append([eps, row["data"], row["defence"], *numbers, str(row["runs"]), f"{row['defence_seconds']:.0f}"])
+    _print_table(title, columns, lines, format_)
 
 
-def _print_diagnosis(rows: list[JSON]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    kinds = list(rows[0]["survival"])
-    table = Table(
-        "defence", "PSNR dB", *kinds, "AUROC", "paired", title="diagnosis: share of each perturbation that survives, %"
-    )
+def _print_diagnosis(rows: list[JSON], format_: str) -> None:
+    kinds, lines = list(rows[0]["survival"]), []
     for row in rows:
         shares = [_percent(row["survival"][kind]) for kind in kinds]
         energy = row["energy"] or {}
         psnr = "" if row["psnr"] is None else f"{row['psnr']:.1f}"
-        table.add_row(
-            row["defence"], psnr, *shares, _percent(energy.get("auroc")), _percent(energy.get("paired_share"))
+        lines.append(
+            [row["defence"], psnr, *shares, _percent(energy.get("auroc")), _percent(energy.get("paired_share"))]
         )
-    Console().print(table)
+    title = "diagnosis: share of each perturbation that survives, %"
+    _print_table(title, ["defence", "PSNR dB", *kinds, "AUROC", "paired"], lines, format_)
+
+
+def _print_table(title: str, columns: list[str], lines: list[list[str]], format_: str) -> None:
+    if format_ == "markdown":
+        for line in (columns, ["---"] * len(columns), *lines):
+            print("| " + " | ".join(line) + " |")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=max(100, Console().width)).print(table)

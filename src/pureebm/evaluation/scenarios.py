@@ -93,13 +93,18 @@ class Scenario:
             raise InputError(f"scenario {self.name!r}: seeds is empty: no victim would be trained")
 
     def goals(self) -> list[AimedAt]:
-        """One for each class or target; a single one named "all" for an attack on availability."""
+        """One for each class or target; a single one named "all" for an attack on availability.
+
+        Targets that share a victim have intended classes of their own, 0, 1, ...: they poison no image twice.
+        """
         if self.classes:
             return [
                 AimedAt(f"class{label}", {"target_class": label}, self.attack_seed + label) for label in self.classes
             ]
         if self.targets:
-            return [AimedAt(f"target{number}", {}, self.attack_seed + number) for number in range(self.targets)]
+            numbers = range(self.targets)
+            own: list[dict[str, int]] = [{"intended_class": number} if self.joint else {} for number in numbers]
+            return [AimedAt(f"target{number}", own[number], self.attack_seed + number) for number in numbers]
         return [AimedAt("all", {}, self.attack_seed)]
 
     def victim_settings(self) -> JSON:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pureebm.energy.engine import make_score
 from pureebm.energy.networks import SNGANEnergy
-from pureebm.energy.weights import DEFAULT_MODEL, MODELS, STUDENT, load_model
+from pureebm.energy.weights import DEFAULT_MODEL, STUDENT, load_model
 from pureebm.evaluation.cards import provenance, write_card
 from pureebm.purify.stages import LangevinStage, has_fast_bfloat16
 from pureebm.purify.student import model_stage
@@ -115,9 +115,9 @@ def measure(
     }
 
 
-def bundled_student(device: str = "cpu") -> Stage | None:
-    """The bundled student, if this version has one."""
-    return model_stage(load_model(STUDENT, device), device=device) if STUDENT in MODELS else None
+def bundled_student(device: str = "cpu") -> Stage:
+    """One pass of the bundled student."""
+    return model_stage(load_model(STUDENT, device), device=device)
 
 
 def _bundled(model: str, device: torch.device, images: Tensor) -> LangevinStage:
