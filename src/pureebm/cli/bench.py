@@ -357,6 +357,8 @@ def _model(name: str, device: str, precision: str, overrides: JSON) -> Defense:
     stage = options.model_stage(loaded, device=device, precision=precision, **overrides)
     told, short = stage.settings(), Path(name).stem
     label = f"{short} {told['n_steps']} x {told['step_size']:g}" if "n_steps" in told else short
+    if overrides["temperature"] is not None:
+        label += f" T {overrides['temperature']:g}"
     return Defense(label, stage)
 
 

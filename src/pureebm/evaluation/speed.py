@@ -11,6 +11,7 @@ The peak is the faster of a matrix product and a convolution of ordinary shape, 
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -214,9 +215,10 @@ def _rates(seconds: Mapping[str, float], config: SpeedConfig, flops: float) -> J
 
 
 def write_speed_card(folder: Path, measured: JSON, *, command: str) -> Path:
-    """The card of a measurement: one a machine and number of threads; a new measurement replaces it."""
+    """The card of a measurement: one a processor and number of threads; a new measurement replaces it."""
     card = {**measured, **provenance(), "processor": processor(), "command": command}
-    path = folder / "speed" / f"{measured['device']}-{torch.get_num_threads()}-threads.json"
+    kind = "-".join(re.findall(r"[a-z0-9.]+", processor().lower()))
+    path = folder / "speed" / f"{measured['device']}-{torch.get_num_threads()}-threads-{kind}.json"
     write_card(path, card)
     return path
 

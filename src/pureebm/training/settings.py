@@ -128,8 +128,8 @@ class StudentSettings:
     """Teacher, network, pairs and optimizer of the training of a one-pass student."""
 
     teacher: Annotated[str | None, "energy to learn from: a name or .safetensors (default: the bundled one)"] = None
-    widths: Annotated[tuple[int, ...], "channels at 1/2, 1/4, ... of the resolution"] = (32, 64, 128)
-    blocks: Annotated[tuple[int, ...], "residual blocks at each of them"] = (0, 1, 2)
+    widths: Annotated[tuple[int, ...], "channels at 1/2, 1/4, ... of the resolution"] = (32, 64, 96)
+    blocks: Annotated[tuple[int, ...], "residual blocks at each of them"] = (1, 1, 1)
     pairs: Annotated[int, "images that the teacher purifies, once, before the training"] = 30_000
     level_min: Annotated[float, "least level of noise that is learned, as a multiple of the teacher's"] = 0.7
     level_max: Annotated[float, "largest level of noise that is learned"] = 1.4
