@@ -1,8 +1,10 @@
 """`pureebm score`."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from pureebm.data.open import open_source
 from pureebm.data.ranges import stack
@@ -30,3 +32,17 @@ def test_people_see_the_ten_highest(pureebm, image_folder, tiny_model, tmp_path)
     assert (done.code, done.out) == (0, "")
     assert sum(".png" in line for line in done.err.splitlines()) == 10
     assert "20 energies, highest first" in done.err
+
+
+def test_scores_are_never_written_into_the_source(pureebm, tmp_path, tiny_model) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = Image.new("RGB", (16, 16), (10, 200, 30))
+    image.save(folder / "a.png")
+    before = (folder / "a.png").read_bytes()
+    for out in (folder / "a.png", folder / "scores.parquet"):
+        done = pureebm("score", folder, "--out", out, "--model", tiny_model)
+        assert done.code == 2 and "lies in the source" in done.err
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 16, 16, 3), np.uint8))
+    assert pureebm("score", tmp_path / "set.npz", "--out", tmp_path / "set.npz", "--model", tiny_model).code == 2
+    assert (folder / "a.png").read_bytes() == before and [path.name for path in folder.iterdir()] == ["a.png"]

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.data.data_job import copy_bad, invert, names_below, noise_image, pass_through
 
 from pureebm.data.base import Result
-from pureebm.data.folder import FolderSource, odd_target_names
+from pureebm.data.folder import FolderSource, list_folder, odd_target_names
 from pureebm.data.open import open_source
 
 JPEG_TO_PNG = {
@@ -266,3 +266,18 @@ def image_folder(root: Path) -> tuple[list[str], list[tuple[Path, int]]]:
             images = [file for file in sorted(files) if file.lower().endswith((".jpg", ".jpeg", ".png", ".bmp"))]
             samples += [(Path(folder, file), label) for file in images]
     return classes, samples
+
+
+def test_an_image_under_another_name_is_an_image_all_the_same_and_must_not_pass(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 16), (10, 200, 30))
+    for name, kind in (("a.jfif", "JPEG"), ("b", "PNG"), ("c.old", "WEBP"), ("d.txt", None), ("e.bin", None)):
+        if kind:
+            picture.save(tmp_path / name, format=kind)
+        else:
+            (tmp_path / name).write_bytes(b"\x00 no picture")
+    (tmp_path / "f.avif").write_bytes(b"\x00\x00\x00\x1cftypavif" + bytes(40))
+    listing = list_folder(tmp_path)
+    assert listing.images == ["a.jfif", "b", "c.old", "f.avif"] and listing.others == ["d.txt", "e.bin"]
+    loaded = FolderSource(tmp_path).load(0, 4)
+    assert [one.item.target_name for one in loaded] == ["a.png", "b.png", "c.png", "f.png"]
+    assert [one.picture is not None for one in loaded] == [True, True, True, False]  # a format that is not read: named

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tests.purify.job_fakes import FakeSource, Shift, tree, write_source
 
 from pureebm.errors import InputError, Interrupted, ItemError, MismatchError
@@ -377,3 +378,35 @@ def test_a_stage_that_chooses_by_a_batch_sees_the_same_one_in_every_process(sour
         run(source, tmp_path / "out", Choosing(), JobConfig(batch_size=2, shard=(index, 2)))
     assert len(seen) == 2 and seen[0].shape == (1, 3, 16, 16)
     np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_links_that_are_not_followed_and_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        place.mkdir()
+        Image.new("RGB", (16, 16), (10, 200, 30)).save(place / "a.png")
+    (folder / "labels.csv").write_text("a,1\n")
+    record = run(folder, tmp_path / "plain", Shift(), CONFIG)
+    assert record.notes == ["passed on as they are: labels.csv"] and not record.warnings and record.exit_code == 0
+    (folder / "class").symlink_to(elsewhere)
+    record = run(folder, tmp_path / "out", Shift(), CONFIG)
+    assert record.warnings == ["not in the target: links to folders or out of the source, and the like: class"]
+    assert record.exit_code == 1 and not (tmp_path / "out" / "class").exists()
+
+
+def test_a_shard_that_has_nothing_to_do_is_no_failure(source: FakeSource, tmp_path: Path) -> None:
+    record = run(source, tmp_path / "out", Shift(), JobConfig(batch_size=2, shard=(500, 999)))
+    assert (record.status, record.counts["total"], record.warnings, record.exit_code) == ("shard-done", 0, [], 0)
+
+
+def test_a_finished_target_of_other_settings_is_refused_with_the_difference(source, tmp_path: Path) -> None:
+    run(source, tmp_path / "out", Shift(), CONFIG)
+    with pytest.raises(MismatchError, match=r"exists and is complete, made with other settings:\n  seed: was 0, is 7"):
+        run(source, tmp_path / "out", Shift(), JobConfig(batch_size=2, seed=7))
+
+
+def test_failures_are_in_the_progress_when_they_happen(tmp_path: Path) -> None:
+    seen: list[JobProgress] = []
+    path = write_source(tmp_path / "in" / "set.npy", 6)
+    run(FakeSource(path, broken=[1, 4]), tmp_path / "out", Shift(), JobConfig(batch_size=2), progress=seen.append)
+    assert seen[-1].failed == 2

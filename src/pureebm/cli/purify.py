@@ -99,6 +99,8 @@ def _report_path(record: RunRecord) -> str | None:
 def _say_record(record: RunRecord, report: str | None, *, shared: bool) -> None:
     counts = ", ".join(f"{count:,} {name}" for name, count in record.counts.items() if count and name != "total")
     say(f"{record.counts['total']:,} images: {counts}")
+    for note in record.notes:
+        say(f"Note: {note}")
     for warning in record.warnings:
         say(f"Warning: {warning}")
     if report is None:

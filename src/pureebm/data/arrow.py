@@ -81,12 +81,14 @@ class ArrowSource(TableSource):
             path,
             [ArrowFile(path / name, name) for name in names],
             passed_on=[name for name in others if name not in caches],
-            left_out=[*listing.left_out, *caches],
+            left_out=listing.left_out,
             rewritten=rewritten,
         )
+        self.caches = caches
 
     def describe(self) -> JSON:
-        return super().describe() | {"splits": {folder or ".": self._n_rows(folder) for folder in self.states}}
+        splits = {folder or ".": self._n_rows(folder) for folder in self.states}
+        return super().describe() | {"splits": splits, "caches": self.caches}
 
     def complete(self, tree: Path, n_rows: Sequence[int]) -> None:
         """The splits' states with new fingerprints, and their descriptions with new numbers of rows."""

@@ -17,12 +17,14 @@ from pathlib import Path, PurePosixPath
 
 from pureebm.data.base import Item, Loaded, Result, Stored
 from pureebm.data.durable import copy_file, sync_folder, sync_tree, write_file
-from pureebm.data.pictures import EXTENSIONS, MAX_BYTES, encode, in_threads, load_picture
+from pureebm.data.pictures import EXTENSIONS, MAX_BYTES, encode, in_threads, load_picture, looks_like_image
 from pureebm.errors import InputError, ItemError
 from pureebm.types import JSON
 
 MAX_NAME_BYTES = 255
 SHOWN = 20
+_NO_IMAGES = frozenset({".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".parquet"})
+"""Ends of names of files that often lie beside images, and in such numbers that looking into each would take long."""
 
 
 @dataclass(slots=True)
@@ -186,8 +188,20 @@ def _sort_in(listing: Listing, name: str, entry: os.DirEntry[str], root: Path) -
         return  # an earlier run's records
     elif not _is_file(entry) or (entry.is_symlink() and _leaves(Path(entry.path), root)):
         listing.left_out.append(name)
+    elif _begins_like_an_image(entry):
+        listing.images.append(name)  # under whatever name: it must not pass unpurified
     else:
         listing.others.append(name)
+
+
+def _begins_like_an_image(entry: os.DirEntry[str]) -> bool:
+    if os.path.splitext(entry.name)[1].lower() in _NO_IMAGES:
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            return looks_like_image(file.read(16))
+    except OSError:
+        return False
 
 
 def is_image_name(name: str) -> bool:

@@ -35,13 +35,28 @@ from pureebm.data.base import Item, Loaded, Picture, Pixels
 from pureebm.errors import ItemError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"}
+)
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 512 * 2**20
 
 _GREY = frozenset({"1", "L", "LA", "La"})
 _GREY16 = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+_BEGINNINGS = (
+    b"\x89PNG\r\n",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x0a",
+    b"P5\n",
+    b"P6\n",
+)
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,6 +84,15 @@ def decode(data: bytes, name: str) -> Picture:
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = f"damaged image: {error}"
     raise ItemError(f"{name}: {reason}")
+
+
+def looks_like_image(beginning: bytes) -> bool:
+    """Whether a file that begins so (16 bytes suffice) is a picture, also of a format that is not read here."""
+    if beginning[:4] == b"RIFF":
+        return beginning[8:12] == b"WEBP"
+    if beginning[4:8] == b"ftyp":
+        return beginning[8:12] in _BRANDS
+    return beginning.startswith(_BEGINNINGS)
 
 
 def decode_pil(image: Image.Image) -> Picture:

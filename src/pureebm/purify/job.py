@@ -59,9 +59,10 @@ from pureebm.purify.manifest import (
 from pureebm.purify.ranking import read_ranking, settle_ranking
 from pureebm.purify.report import Album, find, n_steps, write_report
 from pureebm.purify.stages import Highest
-from pureebm.purify.workplace import Workplace, check_places, record_path
+from pureebm.purify.workplace import Workplace, check_places, differences, record_path
 from pureebm.types import JSON, Progress, Stage
 
+_N_LISTED = 5  # names in a note or warning
 CHUNKS_AHEAD = 2  # loaded or being loaded while one is computed
 
 
@@ -139,6 +140,7 @@ class RunRecord:
     started: str
     finished: str
     source: str = ""  # where it was read; "" in records of early versions
+    notes: list[str] = field(default_factory=list)  # what of the source went on as it was
 
     @property
     def exit_code(self) -> int:
@@ -224,7 +226,10 @@ def run(
         return _read_record(place.target, source)
     if config.shard[1] > 1 and not config.overwrite and (done := _done_already(place, source, stage, config)):
         return done
-    there = check_places(source, target, overwrite=config.overwrite)
+    try:
+        there = check_places(source, target, overwrite=config.overwrite)
+    except InputError as error:
+        raise _other_settings(place, source, stage, config) or error from None
     with place, _disk_errors(there):
         index, count = config.shard[0] % config.shard[1], config.shard[1]
         settings = place.begin(
@@ -373,6 +378,8 @@ class _Job:
         ]
         failures = [outcome for outcome in outcomes if outcome.message]
         self.failed += len(failures)
+        if failures:
+            self._report(0)
         if failures and self.config.on_error == "fail":
             raise _refusal(failures[0])
         cost |= {"stage": work.seconds, "batches": dict(work.shapes)}
@@ -387,7 +394,10 @@ class _Job:
 
     def _check_stop(self) -> None:
         if self.stop is not None and self.stop.is_set():
-            raise Interrupted(f"interrupted after {self.done} of {self.total} images; repeat the same command to go on")
+            whole = f"what was finished in whole chunks of {self.settings['chunk_items']} is kept"
+            raise Interrupted(
+                f"interrupted after {self.done} of {self.total} images ({whole}); repeat the same command to go on"
+            )
 
     def _report(self, n: int) -> None:
         self.done += n
@@ -410,7 +420,8 @@ class _Job:
             status=status,
             target=str(self.place.target),
             counts=counts,
-            warnings=_warnings(counts, steps),
+            warnings=_warnings(counts, steps, self.settings["source"]),
+            notes=_notes(self.settings["source"]),
             steps=steps,
             settings=self.settings,
             batches=dict(sum((Counter(cost["batches"]) for cost in costs), Counter())),
@@ -525,12 +536,33 @@ def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig
 
 def _done_already(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> RunRecord | None:
     """The record of the target, if the other shards of this very job have finished it without this one."""
+    record = _record_there(place, source)
+    return record if record and record.settings == _settled_again(record, source, stage, config) else None
+
+
+def _other_settings(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> MismatchError | None:
+    """What to say of a target that a job with other settings has finished; None of anything else."""
+    if (record := _record_there(place, source)) is None:
+        return None
+    found = differences(record.settings, _settled_again(record, source, stage, config))
+    if not found:
+        return None
+    return MismatchError(
+        f"the target {place.target} exists and is complete, made with other settings:\n  " + "\n  ".join(found) + "\n"
+        "name another target, or replace this one with --overwrite"
+    )
+
+
+def _record_there(place: Workplace, source: Source) -> RunRecord | None:
     try:
-        record = _read_record(place.target, source)
+        return _read_record(place.target, source)
     except (OSError, ValueError, TypeError):
         return None
-    settings = json.loads(json.dumps(_settle(source, stage, config, dict(record.settings))))
-    return record if settings == record.settings else None
+
+
+def _settled_again(record: RunRecord, source: Source, stage: Stage, config: JobConfig) -> JSON:
+    settings: JSON = json.loads(json.dumps(_settle(source, stage, config, dict(record.settings))))
+    return settings
 
 
 def _read_record(target: Path, source: Source) -> RunRecord:
@@ -586,15 +618,31 @@ def _refusal(failure: Outcome) -> ItemError:
     return error
 
 
-def _warnings(counts: dict[str, int], steps: int | None) -> list[str]:
+def _warnings(counts: dict[str, int], steps: int | None, source: JSON) -> list[str]:
     warnings = []
+    if left_out := _listed(source.get("left_out")):
+        warnings.append(f"not in the target: links to folders or out of the source, and the like: {left_out}")
     if steps == 0:
         warnings.append("the number of steps is 0: nothing was purified, the images are as they were")
+    if not counts["total"]:
+        return warnings  # a shard that had nothing to do
     if not counts["purified"]:
         warnings.append("no image was purified")
     elif counts["unchanged"] == counts["purified"]:
         warnings.append("every purified image equals its original: the purifier did nothing")
     return warnings
+
+
+def _notes(source: JSON) -> list[str]:
+    told = {"passed_on": "passed on as they are", "unpurified_image_columns": "image columns that were not purified"}
+    return [f"{words}: {listed}" for key, words in told.items() if (listed := _listed(source.get(key)))]
+
+
+def _listed(names: JSON | list[str] | None) -> str:
+    """A source's list of names, or its {"count", "first"}, as a phrase; "" where it is empty."""
+    count, first = (names["count"], names["first"]) if isinstance(names, dict) else (len(names or ()), names or [])
+    more = f" and {count - len(first[:_N_LISTED]):,} more" if count > len(first[:_N_LISTED]) else ""
+    return ", ".join(first[:_N_LISTED]) + more
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from pureebm.purify.student import model_stage
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON, Energy, Progress, Stage
 
-Images = TypeVar("Images", Tensor, np.ndarray[Any, Any], Image.Image, list[Any])
+Images = TypeVar("Images", Tensor, np.ndarray[Any, Any], Image.Image, list[Any], tuple[Any, ...])
 
 BATCH_SIZE = 64
 
@@ -119,7 +120,7 @@ class Purifier:
 
         Args:
             images: one image or a batch: a tensor (3, H, W) or (N, 3, H, W), an array (H, W, 3) or
-                (N, H, W, 3), each uint8 or floating point in [0, 1]; a PIL image; or a list of any of them.
+                (N, H, W, 3), each uint8 or floating point in [0, 1]; a PIL image; or a list or tuple of any of them.
                 At least 16 px high and wide.
             seed: fixes every draw.
             ids: a name for each image, on which its noise depends; default "0", "1", ... as in the batch.
@@ -127,6 +128,8 @@ class Purifier:
         Raises:
             InputError: another type, shape or range, or an image that became non-finite.
         """
+        if isinstance(images, tuple):
+            return tuple(self(list(images), seed=seed, ids=ids))  # type: ignore[return-value]
         if isinstance(images, Tensor):
             return self._tensor(images, seed, ids)
         if isinstance(images, np.ndarray):
@@ -153,9 +156,13 @@ class Purifier:
         progress: Progress | None = None,
         stop: threading.Event | None = None,
         crew: Crew | None = None,
+        **changes: Any,
     ) -> RunRecord:
-        """Purify a data set on disk into a new one: see `pureebm.purify.job.run`."""
-        config = config or JobConfig()
+        """Purify a data set on disk into a new one: see `pureebm.purify.job.run`.
+
+        `changes` are fields of `JobConfig` that differ from `config`, as in `purify(source, target, seed=1)`.
+        """
+        config = replace(config or JobConfig(), **changes)
         return run(Path(source), Path(target), self.stage, config, progress=progress, stop=stop, crew=crew)
 
     def _tensor(self, images: Tensor, seed: int, ids: Sequence[str] | None) -> Tensor:
@@ -166,7 +173,7 @@ class Purifier:
         if not integer:
             if not images.is_floating_point():
                 raise InputError(f"images must be uint8 or floating point, got {images.dtype}")
-            if len(batch) and not (batch.min() >= 0 and batch.max() <= 1):  # also catches NaN
+            if batch.numel() and not (batch.min() >= 0 and batch.max() <= 1):  # also catches NaN
                 raise InputError(f"floating point images must be in [0, 1], got {batch.min():g} .. {batch.max():g}")
         pm1 = to_pm1(batch) if integer else batch.float() * 2 - 1
         out = self._batches(pm1, _ids(ids, len(batch)), seed).to(images.device)
@@ -191,6 +198,8 @@ class Purifier:
     def _batches(self, images: Tensor, names: list[str], seed: int) -> Tensor:
         if isinstance(self.stage, Highest):
             raise InputError("the images of highest energy are chosen among a whole set on disk: use `purify`")
+        if not len(images):
+            return images
         if min(images.shape[2:]) < 16:
             raise InputError(f"images must be at least 16 px high and wide, got {images.shape[2]}x{images.shape[3]}")
         parts = [

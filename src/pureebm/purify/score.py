@@ -69,15 +69,15 @@ def score(
         stop: Set it to end after the current chunk.
 
     Raises:
-        InputError: No images, no energy, or a place where `out` cannot be written.
+        InputError: No images, no energy, or a place where `out` cannot be written: the source itself, above all.
         Interrupted: `stop` was set.
     """
     source = opened(source)
     check_batch_size(batch_size)
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1 image, got {limit}")
-    if out is not None and out.is_dir():
-        raise InputError(f"{out} is a folder; name a .parquet file")
+    if out is not None:
+        _check_out(out, source)
     total = min(len(source), limit or len(source))
     sizes = look(source, total)
     batch_size = batch_size or sizes.batch_size()
@@ -97,6 +97,14 @@ def score(
     if out is not None:
         _write(out, table)
     return Scores(table, failures, batch_size)
+
+
+def _check_out(out: Path, source: Source) -> None:
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a .parquet file")
+    here, there = source.path.resolve(), out.resolve()
+    if there == here or here in there.parents:
+        raise InputError(f"{out} lies in the source {source.path}, where nothing is ever touched; name another place")
 
 
 def _write(out: Path, table: pa.Table) -> None:
