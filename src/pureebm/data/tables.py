@@ -233,10 +233,9 @@ def _exchange(batch: pa.RecordBatch, start: int, column: str, cells: Cells) -> p
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """The columns of images: those that the metadata name, else those of the type; "image" and "img" first."""
-    fitting = [field.name for field in schema if _is_image_type(field.type)]
-    named = [name for name in fitting if name in _named_images(schema)]
-    return sorted(named or fitting, key=lambda name: name not in _FAVORED)
+    """The columns of images' type: those that the metadata name come first, and of equals "image" and "img"."""
+    fitting, named = [field.name for field in schema if _is_image_type(field.type)], _named_images(schema)
+    return sorted(fitting, key=lambda name: (name not in named, name not in _FAVORED))
 
 
 def columns_of(schema: pa.Schema, path: Path) -> list[str]:
