@@ -33,7 +33,7 @@ def table(
 ) -> pa.Table:
     cells = [{"bytes": png(first + i), "path": f"cat/{i}.jpg" if i % 3 else None} for i in range(n_rows)]
     columns = {
-        "label": pa.array(range(n_rows), pa.int64()),
+        "label": pa.array([i % 2 for i in range(n_rows)], pa.int64()),
         column: pa.array(cells, CELL),
         "note": pa.array([f"note {i}" if i % 2 else None for i in range(n_rows)]),
         "box": pa.array([[i, 2 * i] for i in range(n_rows)], pa.list_(pa.int32())),
@@ -176,3 +176,21 @@ def test_a_repository_with_splits_is_loaded_by_the_library_itself(
         assert after[name].features == before[name].features
         for old, new in zip(before[name], after[name], strict=True):
             assert np.array_equal(np.asarray(new.pop("image")), 255 - np.asarray(old.pop("image"))) and new == old
+
+
+def test_labels_that_name_no_class_are_told(tmp_path: Path) -> None:
+    def odd(labels: list[int | None]) -> object:
+        content = table(len(labels))
+        content = content.set_column(0, "label", pa.array(labels, pa.int64()))
+        path = write(tmp_path / f"{len(labels)}.parquet", content.replace_schema_metadata(table(1).schema.metadata))
+        return open_source(path).describe()["labels_out_of_range"]
+
+    assert odd([0, 1, -1, None]) == {"count": 0, "first": []}
+    assert odd([0, 2, 1, 99, -2]) == {
+        "count": 3,
+        "first": ["5.parquet/1: label is 2", "5.parquet/3: label is 99", "5.parquet/4: label is -2"],
+    }
+    many = odd([7] * 30)
+    assert many["count"] == 30 and len(many["first"]) == 20  # type: ignore[index]
+    content = table(3, metadata=None)
+    assert open_source(write(tmp_path / "a.parquet", content)).describe()["labels_out_of_range"]["count"] == 0

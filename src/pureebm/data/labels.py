@@ -14,7 +14,6 @@ All is held in memory: 3 KB an image of 32 px.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from pureebm.data.csv_list import CsvSource
 from pureebm.data.folder import FolderSource
 from pureebm.data.npz import NpzSource
 from pureebm.data.open import open_source
-from pureebm.data.tables import TableFile, TableSource
+from pureebm.data.tables import TableFile, TableSource, features_of
 from pureebm.data.unpickle import loads
 from pureebm.data.webdataset import WebDatasetSource
 from pureebm.errors import InputError
@@ -81,7 +80,7 @@ def label_key(source: NpzSource | TableSource) -> str:
         numbers = [key for key, m in members.items() if m.dtype.kind in "iu" and m.shape[1:] in ((), (1,))]
         return _choose(members, numbers, source.path, [member.describe() for member in source.members])
     schema = source.files[0].schema
-    classes = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
+    classes = [name for name, feature in features_of(schema).items() if feature.get("_type") == "ClassLabel"]
     if classes:
         return min(classes, key=lambda name: KEYS.index(name) if name in KEYS else len(KEYS))
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
@@ -247,7 +246,7 @@ def _table_labels(source: TableSource) -> tuple[Labels, list[str] | None]:
         return _numbered(values)
     if not all(isinstance(value, int) for value in values):
         raise InputError(f"{source.path}: the column {key!r} must hold whole numbers or names, one an image")
-    names = _features(source.files[0].schema).get(key, {}).get("names")
+    names = features_of(source.files[0].schema).get(key, {}).get("names")
     return np.array(values, np.int64), list(map(str, names)) if isinstance(names, list) else None
 
 
@@ -273,14 +272,6 @@ def _text_labels(source: Source, key: str, values: Sequence[bytes | None]) -> tu
 
 def _column(file: TableFile, key: str) -> list[Any]:
     return [value for _, batch in file.batches(columns=[key]) for value in batch.column(0).to_pylist()]
-
-
-def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _choose(names: Collection[str], numbers: Sequence[str], where: Path, found: Sequence[str]) -> str:

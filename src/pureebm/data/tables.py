@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pureebm.data.base import Item, Loaded, Result, Stored
 from pureebm.data.cells import CellChunks, Cells
 from pureebm.data.durable import copy_file, sync_folder, sync_tree, write_file
-from pureebm.data.folder import fingerprint_of, readable
+from pureebm.data.folder import SHOWN, fingerprint_of, readable
 from pureebm.data.pictures import in_threads, load_picture
 from pureebm.errors import InputError, ItemError
 from pureebm.types import JSON
@@ -109,8 +110,23 @@ class TableSource:
             "files": {readable(file.name): file.n_rows for file in self.files},
             "passed_on": [readable(name) for name in self.passed_on],
             "left_out": [readable(name) for name in self.left_out],
+            "labels_out_of_range": self._odd_labels(),
             "fingerprint": fingerprint,
         }
+
+    def _odd_labels(self) -> JSON:
+        """How many labels of the metadata's ClassLabels name no class (-1, "no label", is allowed), and the first."""
+        count, first = 0, list[str]()
+        for file in self.files:
+            classes = class_counts(file.schema)
+            for row, batch in file.batches(columns=list(classes)) if classes else ():
+                for name, n_classes in classes.items():
+                    values = batch.column(batch.schema.get_field_index(name)).to_numpy(zero_copy_only=False)
+                    odd = np.flatnonzero((values < -1) | (values >= n_classes))
+                    count += len(odd)
+                    places = odd[: max(0, SHOWN - len(first))]
+                    first += [f"{readable(file.name)}/{row + at}: {name} is {values[at]:g}" for at in places.tolist()]
+        return {"count": count, "first": first}
 
     def open_sink(self, staging: Path) -> TableSink:
         return TableSink(self, staging)
@@ -272,8 +288,25 @@ def _is_image_type(kind: pa.DataType) -> bool:
 
 
 def _named_images(schema: pa.Schema) -> set[str]:
+    return {name for name, feature in features_of(schema).items() if feature.get("_type") == "Image"}
+
+
+def class_counts(schema: pa.Schema) -> dict[str, int]:
+    """Columns of numbers that the metadata call a ClassLabel -> how many classes it names."""
+    return {
+        name: len(feature["names"])
+        for name, feature in features_of(schema).items()
+        if feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+        and name in schema.names
+        and pa.types.is_integer(schema.field(name).type)
+    }
+
+
+def features_of(schema: pa.Schema) -> dict[str, JSON]:
+    """The features that the metadata ("huggingface") describe, by column; none where there are none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name for name, feature in features.items() if feature.get("_type") == "Image"}
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        return {}

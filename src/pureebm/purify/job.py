@@ -622,6 +622,8 @@ def _warnings(counts: dict[str, int], steps: int | None, source: JSON) -> list[s
     warnings = []
     if left_out := _listed(source.get("left_out")):
         warnings.append(f"not in the target: links to folders or out of the source, and the like: {left_out}")
+    if odd_labels := _listed(source.get("labels_out_of_range")):
+        warnings.append(f"labels that name no class: {odd_labels}")
     if steps == 0:
         warnings.append("the number of steps is 0: nothing was purified, the images are as they were")
     if not counts["total"]:
