@@ -399,3 +399,18 @@ def test_goals_that_poison_the_same_image_cannot_share_a_victim() -> None:
     assert both.rows.tolist() == [1, 2, 3] and both.images[:, 0, 0, 0].tolist() == [0, 1, 0]
     with pytest.raises(InputError, match="same image"):
         runner_module.joined([one, one])
+
+
+def test_an_attacker_who_knows_the_purifier_makes_other_poisons_under_a_key_of_its_own(
+    bench: Bench, tiny_model: Path
+) -> None:
+    config = {"surrogate_epochs": 0, "warm_up_epochs": 0, "n_steps": 2, "batch_size": 8}
+    blind = replace(SCENARIO, attack="narcissus", config=config, classes=(1,))
+    knowing = replace(blind, through=str(tiny_model), through_steps=1)
+    data = bench.shelf.load(blind.data)
+    plain, aware = (victims.craft(one, one.goals()[0], data, bench=bench) for one in (blind, knowing))
+    assert (plain.images != aware.images).any()
+    assert blind.key() != knowing.key() and "through" not in blind.settings()
+    assert victims.attack_settings(knowing)["through"]["steps"] == 1
+    with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
+        victims.craft(replace(SCENARIO, through=str(tiny_model)), SCENARIO.goals()[0], data, bench=bench)

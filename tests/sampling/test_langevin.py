@@ -177,7 +177,7 @@ class Residual:
         return self(images), images
 
 
-def test_an_image_with_a_larger_residual_gets_noise_in_proportion() -> None:
+def test_an_image_with_a_larger_residual_gets_noise_by_a_power_of_it() -> None:
     levels = torch.tensor([0.05, 0.1, 0.2, 0.8])
     images = levels[:, None, None, None] * torch.ones(4, 3, 16, 16)
     still = LangevinConfig(n_steps=3, step_size=1e-6, temperature=1.0, noise=0.0, initial_noise=0.01)
@@ -186,6 +186,11 @@ def test_an_image_with_a_larger_residual_gets_noise_in_proportion() -> None:
     factor = (langevin(Residual(), images, adapted, noise=CounterNoise(0, "abcd")) - images) / alike
     torch.testing.assert_close(
         factor.flatten(1).median(1).values, torch.tensor([1.0, 1.0, 2.0, 4.0]), rtol=1e-3, atol=0
+    )
+    fast = replace(adapted, adapt_power=2.0, adapt_most=50.0)
+    factor_fast = (langevin(Residual(), images, fast, noise=CounterNoise(0, "abcd")) - images) / alike
+    torch.testing.assert_close(
+        factor_fast.flatten(1).median(1).values, torch.tensor([1.0, 1.0, 4.0, 50.0]), rtol=1e-3, atol=0
     )
     alone = langevin(Residual(), images[2:3], adapted, noise=CounterNoise(0, "c")) - images[2:3]
     torch.testing.assert_close(alone / alike[2:3], factor[2:3])

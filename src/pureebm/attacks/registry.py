@@ -62,6 +62,9 @@ ATTACKS: Mapping[str, AttackEntry] = MappingProxyType(
     }
 )
 
+SEE_THROUGH = ("narcissus",)
+"""Attacks that use `Attacker.through`."""
+
 
 def find_attack(name: str) -> AttackEntry:
     """The entry of that name. Raises `InputError`, listing the names, if there is none."""

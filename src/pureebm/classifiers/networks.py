@@ -25,6 +25,7 @@ NETWORKS: Mapping[str, Callable[..., Classifier]] = MappingProxyType(
         "resnet34": lambda n_classes, size: ResNet(n_classes, depths=(3, 4, 6, 3), size=size),
         "mobilenet-v2": lambda n_classes, size: MobileNetV2(n_classes),
         "densenet121": lambda n_classes, size: DenseNet(n_classes),
+        "hlb-tiny": lambda n_classes, size: HLBNet(n_classes, widths=(32, 128, 128), momentum=0.7),
         "hlb-small": lambda n_classes, size: HLBNet(n_classes, widths=(64, 256, 256), momentum=0.7),
         "hlb-medium": lambda n_classes, size: HLBNet(n_classes, widths=(128, 384, 384), momentum=0.6),
         "hlb-large": lambda n_classes, size: HLBNet(n_classes, widths=(128, 512, 512), momentum=0.6, heavy=True),

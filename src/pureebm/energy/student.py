@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from pureebm.energy.coordinates import Whitening
 from pureebm.energy.networks import check_images, pad_to_multiple
 from pureebm.errors import InputError
+from pureebm.sampling.langevin import adapted
 
 
 class Student(nn.Module):
@@ -42,7 +43,8 @@ class Student(nn.Module):
         initial_noise: the teacher's, at level 1, in its coordinates; 0 if its chain starts at the image itself.
         whiten, chroma: the teacher's coordinates, as of `LocalEnergy`.
         levels: (least, largest) level of noise that it was trained for, as multiples of the teacher's.
-        adapt_above, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for all images.
+        adapt_above, adapt_power, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for
+            all images.
     """
 
     architecture: ClassVar[str] = "student"
@@ -56,6 +58,7 @@ class Student(nn.Module):
         chroma: float = 1.0,
         levels: Sequence[float] = (1.0, 1.0),
         adapt_above: float = 0.0,
+        adapt_power: float = 1.0,
         adapt_most: float = 8.0,
     ) -> None:
         super().__init__()
@@ -81,9 +84,9 @@ class Student(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self.gain = nn.Parameter(torch.zeros(()))  # of the later noise, straight to the output
-        self.adapt_above, self.adapt_most = adapt_above, adapt_most
+        self.adapt_above, self.adapt_power, self.adapt_most = adapt_above, adapt_power, adapt_most
         if adapt_above:
-            self.config |= {"adapt_above": adapt_above, "adapt_most": adapt_most}
+            self.config |= {"adapt_above": adapt_above, "adapt_power": adapt_power, "adapt_most": adapt_most}
             self.gauge = _gauge()
 
     def forward(self, images: Tensor, start: Tensor, later: Tensor, level: Tensor) -> Tensor:
@@ -115,7 +118,7 @@ class Student(nn.Module):
 
     def noise_scale(self, residual: Tensor) -> Tensor:
         """(N,): how many times stronger the noise is at a residual of this size (see `sampling.langevin`)."""
-        return (residual / self.adapt_above).clamp(1.0, max(1.0, self.adapt_most))
+        return adapted(residual, self.adapt_above, self.adapt_power, self.adapt_most)
 
     def purified(self, coordinates: Tensor, start: Tensor, later: Tensor, strength: Tensor) -> Tensor:
         """As `forward`, of y = W x and the (N,) whole strength of the noise: the level, times what adapts to images."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
-from pureebm.attacks.registry import find_attack
+from pureebm.attacks.registry import SEE_THROUGH, find_attack
 from pureebm.classifiers.networks import check_network_name
 from pureebm.data.labels import read_labeled_source
 from pureebm.data.open import open_source
@@ -32,8 +32,6 @@ from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
 
 HELD_OUT = 0.1
-SEE_THROUGH = ("narcissus",)
-"""Attacks that use `Attacker.through`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

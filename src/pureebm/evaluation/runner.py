@@ -71,11 +71,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A victim, the poisoned set, what the defense made of it, and what both cost."""
+    """A victim, its accuracy, the poisoned set as the defense left it, how far it moved, and what both cost."""
 
-    given: LabeledSet
     purified: LabeledSet
+    distortion: JSON
     victim: Classifier
+    natural: float
     purifying: Cost
     training: Cost
 
@@ -191,10 +192,9 @@ class Runner:
             trained = self._joint[1]
         else:
             trained = self._train(job, defense, data, attack)
-        given, train, victim = trained.given, trained.purified, trained.victim
-        natural = accuracy(predict(victim, data.test.images, device=self.device), data.test.labels)
-        card = self._head(job, defense, data, attack) | _distortion(given.images, train.images)
-        card |= {"natural_accuracy": natural, **self._rates(job, victim, data, attack)}
+        train, victim = trained.purified, trained.victim
+        card = self._head(job, defense, data, attack) | trained.distortion
+        card |= {"natural_accuracy": trained.natural, **self._rates(job, victim, data, attack)}
         if attack is not None and job.goal == scenario.goals()[0] and job.seed == scenario.seeds[0]:
             self._exhibit(job, defense, data.train.images[attack.rows], attack.images, train.images[attack.rows])
         costs = (("defence", trained.purifying), ("train", trained.training))
@@ -206,7 +206,8 @@ class Runner:
         given = data.train if attack is None else attack.apply(data.train)
         purified, purifying = self._purify(defense, data, attack)
         victim, training = self._victim(job, defense, purified)
-        return _Trained(given, purified, victim, purifying, training)
+        natural = accuracy(predict(victim, data.test.images, device=self.device), data.test.labels)
+        return _Trained(purified, _distortion(given.images, purified.images), victim, natural, purifying, training)
 
     def _poisons(self, scenario: Scenario, goal: AimedAt, data: DataSet) -> Poisoned:
         made_of = {

@@ -73,6 +73,8 @@ class Scenario:
     surrogate_recipe: Annotated[str | None, "how it is trained; None: as the victim, or in transfer as extractors"] = (
         None
     )
+    through: Annotated[str | None, "a defense-aware attacker: the energy or student that it optimizes through"] = None
+    through_steps: Annotated[int | None, "updates of an energy's chain that it goes through; None: all"] = None
     attack_seed: Annotated[
         int, "of triggers, poisons and targets; every goal adds its own number, all share clean surrogates"
     ] = 0
@@ -116,7 +118,8 @@ class Scenario:
         """All that a result depends on but the goal, the seed and the defense."""
         own = ("attack", "config", "budget", "surrogates", "surrogate", "surrogate_recipe", "attack_seed")
         joint = {"joint": [goal.name for goal in self.goals()]} if self.joint else {}
-        return {name: _plain(getattr(self, name)) for name in own} | joint | self.victim_settings()
+        aware = {"through": self.through, "through_steps": self.through_steps} if self.through else {}
+        return {name: _plain(getattr(self, name)) for name in own} | joint | aware | self.victim_settings()
 
     def key(self) -> str:
         """A folder's name for the cards of this scenario, equal for equal settings."""
@@ -197,7 +200,7 @@ def digest(value: JSON) -> str:
 
 _KINDS: Mapping[str, tuple[str, type]] = {
     **dict.fromkeys(("config", "recipe_overrides", "pretrain_overrides"), ("a table", dict)),
-    **dict.fromkeys(("attack_seed", "targets"), ("a whole number", int)),
+    **dict.fromkeys(("attack_seed", "targets", "through_steps"), ("a whole number", int)),
     "budget": ("a number", float),
     "joint": ("true or false", bool),
 }

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
-from pureebm.attacks.registry import find_attack
+from pureebm.attacks.registry import SEE_THROUGH, find_attack
 from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.networks import build_network, replace_head
+from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
 from pureebm.evaluation.arrays import DataSet, Shelf
 from pureebm.evaluation.cost import Cost, measured
@@ -28,6 +29,7 @@ from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.scenarios import AimedAt, Scenario
 from pureebm.evaluation.store import Store, set_hash
 from pureebm.evaluation.surrogates import Surrogates
+from pureebm.purify.through import Through, differentiable
 from pureebm.training.classifier import ClassifierConfig, settle_precision, train_classifier
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
@@ -111,6 +113,7 @@ def craft(scenario: Scenario, goal: AimedAt, data: DataSet, *, bench: Bench) -> 
         extractors=[_extractor(scenario, name, bench=bench) for name in scenario.surrogates],
         public=bench.shelf.public(scenario.data),
         test=data.test,
+        through=_through(scenario, goal, bench),
         device=bench.device,
         report=log.debug,
     )
@@ -138,7 +141,12 @@ def attack_settings(scenario: Scenario) -> JSON:
     pretraining = (
         {"data": scenario.pretrain_data, "recipe": asdict(_pretraining(scenario))} if scenario.surrogates else None
     )
-    return {
+    aware: JSON = {}
+    if scenario.through:
+        model = load_model(scenario.through)
+        known = {"weights": model.sha256, "sampler": model.card.get("sampler"), "steps": scenario.through_steps}
+        aware = {"through": known}
+    return aware | {
         "attack": scenario.attack,
         "config": dict(scenario.config),
         "budget": scenario.budget,
@@ -147,6 +155,15 @@ def attack_settings(scenario: Scenario) -> JSON:
         "extractors": list(scenario.surrogates),
         "pretraining": pretraining,
     }
+
+
+def _through(scenario: Scenario, goal: AimedAt, bench: Bench) -> Through | None:
+    """The purifier of a defense-aware attacker. Raises `InputError` for an attack that knows none."""
+    if scenario.through is None:
+        return None
+    if scenario.attack not in SEE_THROUGH:
+        raise InputError(f"scenario {scenario.name!r}: only {', '.join(SEE_THROUGH)} optimizes through a purifier")
+    return differentiable(load_model(scenario.through, bench.device), steps=scenario.through_steps, seed=goal.seed)
 
 
 def _surrogates(scenario: Scenario, goal: AimedAt, bench: Bench) -> Surrogates:

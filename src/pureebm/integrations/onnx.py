@@ -31,7 +31,7 @@ from pureebm.energy.networks import LocalEnergy, SNGANEnergy
 from pureebm.energy.student import Student
 from pureebm.energy.weights import LoadedModel
 from pureebm.errors import InputError
-from pureebm.sampling.langevin import LangevinConfig
+from pureebm.sampling.langevin import LangevinConfig, adapted
 from pureebm.types import JSON
 
 EXAMPLE_SIDE = 32
@@ -69,7 +69,7 @@ class UpdateGraph(nn.Module):
         fresh = torch.ones_like(level)
         if above:
             residual = (2 * values / (x.shape[1] * x.shape[2] * x.shape[3])).sqrt()
-            fresh = (residual / above).clamp(1.0, max(1.0, self.config.adapt_most))[:, None, None, None]
+            fresh = adapted(residual, above, self.config.adapt_power, self.config.adapt_most)[:, None, None, None]
         level = torch.where(level > 0, level, fresh)
         if whitening:
             gradient, z = whitening.color(whitening.color(gradient)), whitening.color(z)

@@ -41,8 +41,9 @@ class LangevinConfig:
     noise: Annotated[float, "scale of the noise of an update: 1 samples, 0 descends"] = 1.0
     initial_noise: Annotated[float, "standard deviation of noise added before the first update"] = 0.0
     adapt_above: Annotated[
-        float, "residual (root mean square) above which an image's noise grows in proportion to it; 0: all alike"
+        float, "residual (root mean square) above which an image's noise grows with it; 0: all alike"
     ] = 0.0
+    adapt_power: Annotated[float, "how fast: the power of residual / adapt_above"] = 1.0
     adapt_most: Annotated[float, "largest factor of that growth"] = 8.0
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class LangevinConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):  # also catches NaN
                 raise InputError(f"{name} must be above 0 and finite, got {value}")
-        for name in ("noise", "initial_noise", "adapt_above", "adapt_most"):
+        for name in ("noise", "initial_noise", "adapt_above", "adapt_power", "adapt_most"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be 0 or more and finite, got {value}")
@@ -207,7 +208,13 @@ def noise_scale(energy: Energy, images: Tensor, config: LangevinConfig, score: S
     if not getattr(energy, "residual", False):
         raise InputError("adapt_above needs an energy that measures a residual, such as LocalEnergy(residual=True)")
     residual = residual_size(energy, images, score)
-    return (residual / config.adapt_above).clamp(1, max(1.0, config.adapt_most)).to(images.dtype)[:, None, None, None]
+    scale = adapted(residual, config.adapt_above, config.adapt_power, config.adapt_most)
+    return scale.to(images.dtype)[:, None, None, None]
+
+
+def adapted(residual: Tensor, above: float, power: float, most: float) -> Tensor:
+    """(residual / above)**power, at least 1 and at most `most`: the factor of an image's noise."""
+    return (residual / above).pow(power).clamp(1.0, max(1.0, most))
 
 
 def residual_size(energy: Energy, images: Tensor, score: Score | None = None) -> Tensor:

@@ -6,6 +6,7 @@
 | scratch-200, scratch-80      | PureGen's training from scratch, 200 and 80 epochs                                  |
 | conservative                 | the schedule of gradient matching (Witches' Brew), for surrogates and its victims   |
 | hlb-small, -medium, -large   | HyperLight networks in minutes                                                      |
+| hlb-tiny                     | their small network at half its widths, in minutes on two processor cores           |
 | r18-hlb                      | a ResNet-18 in 25 epochs                                                            |
 | linear-transfer, -sgd        | a new head on frozen features; by Adam as PureGen's code, by SGD as its paper says   |
 | linear-transfer-benchmark    | the white-box transfer of the poisoning benchmark                                   |
@@ -74,6 +75,7 @@ RECIPES: Mapping[str, ClassifierConfig] = MappingProxyType(
         "scratch-200": _SCRATCH,
         "scratch-80": replace(_SCRATCH, epochs=80, milestones=(3 / 8, 5 / 8, 7 / 8)),
         "conservative": replace(_SCRATCH, epochs=40, nesterov=True, milestones=_CONSERVATIVE),
+        "hlb-tiny": _hyperlight(15, 11.6, 0.87, 0.0157, 64.5, pad=2, cutout=0),
         "hlb-small": _hyperlight(15, 11.6, 0.87, 0.0157, 64.5, pad=2, cutout=0),
         "hlb-medium": _hyperlight(15, 10.0, 0.85, 0.0153, 64.0, pad=2, cutout=0),
         "hlb-large": _hyperlight(40, 9.0, 0.85, 0.0153, 64.0, pad=4, cutout=12),
@@ -87,7 +89,13 @@ RECIPES: Mapping[str, ClassifierConfig] = MappingProxyType(
 )
 
 NETWORK_OF: Mapping[str, str] = MappingProxyType(
-    {"fast": "small-resnet", "hlb-small": "hlb-small", "hlb-medium": "hlb-medium", "hlb-large": "hlb-large"}
+    {
+        "fast": "small-resnet",
+        "hlb-tiny": "hlb-tiny",
+        "hlb-small": "hlb-small",
+        "hlb-medium": "hlb-medium",
+        "hlb-large": "hlb-large",
+    }
 )
 """Recipe -> the network it is made for; the others are ResNet-18's."""
 

@@ -247,6 +247,7 @@ class _Run(Run):
             chroma=whitening.chroma if whitening else 1.0,
             levels=self._levels(),
             adapt_above=self.stage.config.adapt_above,
+            adapt_power=self.stage.config.adapt_power,
             adapt_most=self.stage.config.adapt_most,
         )
         known: JSON = {"teacher": self._told_teacher(), "data": self.data, "held_out": self.held_data}
