@@ -44,11 +44,19 @@ COUNTS = {
     "resnet34": basic_blocks(64, (3, 4, 6, 3)) + 512 * 10 + 10,
     "mobilenet-v2": 2_296_922,
     "densenet121": 6_956_298,
+    "hlb-tiny": hyperlight((32, 128, 128), 2),
     "hlb-small": hyperlight((64, 256, 256), 2),
     "hlb-medium": hyperlight((128, 384, 384), 2),
     "hlb-large": hyperlight((128, 512, 512), 3),
 }
-FEATURES = {"small-resnet": 128, "mobilenet-v2": 1280, "densenet121": 1024, "hlb-small": 256, "hlb-medium": 384}
+FEATURES = {
+    "small-resnet": 128,
+    "mobilenet-v2": 1280,
+    "densenet121": 1024,
+    "hlb-tiny": 128,
+    "hlb-small": 256,
+    "hlb-medium": 384,
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -11,6 +11,7 @@ import torch
 from pureebm.cli.main import run
 from pureebm.energy.networks import SNGANEnergy
 from pureebm.evaluation import speed
+from pureebm.evaluation.neighbors import neighbors
 from pureebm.evaluation.speed import SpeedConfig, exact_flops, in_turns, measure, plain_loop
 from pureebm.purify.baselines import baseline
 from pureebm.sampling.langevin import LangevinConfig, langevin
@@ -56,6 +57,17 @@ def test_rates_are_images_of_whole_chains_per_second(monkeypatch: pytest.MonkeyP
     assert rates["peak_shares"]["float32"] == pytest.approx(30 * 5 / 0.5 * 1e9 / peak)
 
 
+def test_the_sampler_beside_ours_makes_the_same_updates() -> None:
+    pytest.importorskip("torchebm")
+    torch.manual_seed(0)
+    network, images = SNGANEnergy(8).eval().requires_grad_(False), torch.rand(3, 3, 16, 16) * 2 - 1
+    beside = neighbors(network, images, steps=2, n_steps=150)["torchebm"]
+    torch.manual_seed(5)
+    theirs = beside.do()
+    torch.manual_seed(5)
+    assert torch.allclose(theirs, plain_loop(network, images, 2), atol=1e-6) and beside.images == 3 * 2 / 150
+
+
 def test_a_student_is_measured_where_there_is_one(tiny_model: Path) -> None:
     measured = measure(TINY, model=str(tiny_model), student=baseline("jpeg-75"))
     assert measured["student"] > 0 and measured["rounds"] == 2
@@ -74,5 +86,6 @@ def test_the_command_prints_one_object_and_writes_a_card(
     assert all(told[name] > 0 for name in contract) and told["card"] is None and not list(tmp_path.iterdir())
     assert run(arguments) == 0
     card = json.loads(next(tmp_path.rglob("speed/*.json")).read_text())
+    assert {"jpeg-75", "diffusers"} <= set(card["neighbors"]) and min(card["neighbors"].values()) > 0
     assert card["ratios"]["plain_loop"] == 1 and {"machine", "versions", "processor", "command"} <= set(card)
     assert "authors' loop restated" in capfd.readouterr().err

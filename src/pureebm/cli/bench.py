@@ -192,7 +192,7 @@ def speed(
 
     told = None if quick or json_ else lambda number: say(f"turn {number}")
     config, student = QUICK if quick else SpeedConfig(), bundled_student(place)
-    measured = measure(config, model=model, student=student, device=place, on_round=told)
+    measured = measure(config, model=model, student=student, others=not quick, device=place, on_round=told)
     path = None if quick else write_speed_card(out, measured, command=_command())
     emit(measured | {"card": path and str(path)}) if json_ else _say_speed(measured, path)
 
@@ -207,11 +207,15 @@ def _say_speed(measured: JSON, path: Path | None) -> None:
         "exact_bfloat16": "paper's network, exact engine, bfloat16",
         "default": f"bundled model, {measured['default_settings']['n_steps']} updates",
         "student": "one-pass student",
+        "torchebm": "paper's network, torchebm's sampler",
+        "diffusers": "DDPM of the paper's size, diffusers, 75 steps scaled from 1",
+        "jpeg-75": "JPEG",
     }
+    rates = measured | measured["neighbors"]
     table = Table("", "images/s", "times the loop", title=f"{measured['device']}, threads: {measured['threads']}")
     for name, title in titles.items():
-        if measured[name] is not None:
-            table.add_row(title, f"{measured[name]:.3g}", f"{measured['ratios'][name]:.2f}")
+        if rates.get(name) is not None:
+            table.add_row(title, f"{rates[name]:.3g}", f"{measured['ratios'][name]:.2f}")
     Console(stderr=True, highlight=False).print(table)
     for precision, share in measured["peak_shares"].items():
         say(

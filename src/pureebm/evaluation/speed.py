@@ -28,6 +28,7 @@ from pureebm.energy.engine import make_score
 from pureebm.energy.networks import SNGANEnergy
 from pureebm.energy.weights import DEFAULT_MODEL, STUDENT, load_model
 from pureebm.evaluation.cards import provenance, write_card
+from pureebm.evaluation.neighbors import neighbors
 from pureebm.purify.stages import LangevinStage, has_fast_bfloat16
 from pureebm.purify.student import model_stage
 from pureebm.sampling.langevin import (
@@ -75,6 +76,7 @@ def measure(
     *,
     model: str = DEFAULT_MODEL,
     student: Stage | None = None,
+    others: bool = False,
     device: str = "cpu",
     on_round: Callable[[int], None] | None = None,
 ) -> JSON:
@@ -82,9 +84,10 @@ def measure(
 
     Returns:
         "plain_loop", "exact_float32", "exact_bfloat16" (the paper's network, 150 updates), "default" (the bundled
-        model with its own sampler), "student" (None where none is given): images per second. "ratios" to the plain
-        loop. "peak_share": of the exact engine in the precision that `auto` chooses here; "peak_shares" and
-        "peak_gflops" of both. "score_share": how much of a batch's time with the bundled model its score takes.
+        model with its own sampler), "student" (None where none is given): images per second; with `others`, under
+        "neighbors" those of `neighbors` that are installed. "ratios" to the plain loop. "peak_share": of the exact
+        engine in the precision that `auto` chooses here; "peak_shares" and "peak_gflops" of both. "score_share": how
+        much of a batch's time with the bundled model its score takes.
     """
     place = torch.device(device)
     torch.manual_seed(0)
@@ -100,8 +103,12 @@ def measure(
     work["score"] = lambda: stage.score(images)
     if student is not None:
         work["student"] = lambda: student.purify_batch(images, ids, seed=0)
+    beside = neighbors(network, images, steps=config.steps, n_steps=PAPER_N_STEPS) if others else {}
+    work |= {name: neighbor.do for name, neighbor in beside.items()}
     seconds, rounds = in_turns(work, config, place, on_round)
     result = _rates(seconds, config, exact_flops(network))
+    result["neighbors"] = {name: neighbor.images / seconds[name] for name, neighbor in beside.items()}
+    result["ratios"] |= {name: rate / result["plain_loop"] for name, rate in result["neighbors"].items()}
     automatic = "bfloat16" if has_fast_bfloat16(place) else "float32"
     return {
         **result,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pureebm.data.ranges import to_uint8
-from pureebm.sampling.langevin import LangevinConfig, langevin
+from pureebm.sampling.langevin import LangevinConfig, langevin, noise_scale
 from pureebm.training.scalars import read_scalars
 from pureebm.training.validation import RepeatedNoise, auroc, energies, perturbations
 from pureebm.types import Energy
@@ -57,6 +57,7 @@ class Distances:
 def chain(energy: Energy, images: Tensor, config: LangevinConfig, n_steps: int, *, seed: int) -> Iterator[Tensor]:
     """The images after 0, 1, ... `n_steps` updates of the sampler, which stays at its end once its schedule is over."""
     noise = RepeatedNoise(seed)
+    scale = noise_scale(energy, images, config) if config.adapt_above else 1.0
     yield images
     for step in range(n_steps):
         step_size, temperature = config.at(min(step, max(config.n_steps - 1, 0)))
@@ -67,7 +68,7 @@ def chain(energy: Energy, images: Tensor, config: LangevinConfig, n_steps: int, 
             noise=config.noise,
             initial_noise=config.initial_noise if step == 0 else 0.0,
         )
-        images = langevin(energy, images, one, noise=lambda part, like, step=step: noise(step + part, like))
+        images = langevin(energy, images, one, noise=lambda part, like, step=step: scale * noise(step + part, like))
         yield images
 
 
