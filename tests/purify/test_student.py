@@ -56,6 +56,12 @@ def test_it_starts_where_the_chain_with_the_same_seed_and_ids_starts() -> None:
     torch.testing.assert_close(stage.purify_batch(x, ids, seed=7), expected, atol=1e-6, rtol=0)
 
 
+def test_how_its_noise_adapts_is_recorded_since_it_changes_results() -> None:
+    first, second = (StudentStage(Student((8,), (1,), adapt_above=0.1, adapt_power=power)) for power in (1.0, 3.0))
+    assert first.settings() != second.settings() and second.settings()["adapt_power"] == 3
+    assert "adapt_power" not in StudentStage(Student((8,), (1,))).settings()
+
+
 def test_bfloat16_is_for_the_convolutions_only_and_leaves_the_model_as_it_is(student: Path) -> None:
     model, x, ids = load_model(student), images(8), [str(row) for row in range(8)]
     low = model_stage(model, precision="bfloat16").purify_batch(x, ids, seed=0)

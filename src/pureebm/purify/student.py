@@ -82,10 +82,13 @@ class StudentStage:
         return None
 
     def settings(self) -> JSON:
+        network = self.network
+        adapt = {"above": network.adapt_above, "power": network.adapt_power, "most": network.adapt_most}
         return {
             "stage": "student",
             "model": self.model,
             "level": self.level,
+            **({f"adapt_{name}": value for name, value in adapt.items()} if network.adapt_above else {}),
             "precision": self.precision,
             "device": self.device.type,
         }
