@@ -141,3 +141,8 @@ def test_the_smoke_suites_rows_keep_the_contract(smoke: Smoke) -> None:
     for row in rows:
         assert tuple(row)[: len(CONTRACT)] == CONTRACT
         assert (row["clean_floor"] is None) == (row["attack"] == "none")
+
+
+def test_a_title_names_the_purifier_that_the_attacker_made_its_poisons_through() -> None:
+    blind, aware = (make_rows([card(protocol={"through": through})]) for through in (None, "student"))
+    assert "made through" not in blocks(blind)[0][0] and "made through student" in blocks(aware)[0][0]

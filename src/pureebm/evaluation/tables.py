@@ -50,7 +50,7 @@ def _row(cards: Sequence[JSON]) -> Row:
     first = cards[0]
     row: Row = dict.fromkeys(CONTRACT)
     row |= {key: first[key] for key in ("attack", "eps", "budget", "data", "victim", "defence")}
-    row["sharing"] = first.get("sharing", 1)
+    row |= {"sharing": first.get("sharing", 1), "through": first.get("protocol", {}).get("through")}
     victims = cards if row["sharing"] == 1 else [card for card in cards if card["goal"] == first["goal"]]
     natural, success = _by_goal(victims, "natural_accuracy"), _by_goal(cards, "poison_success")
     row |= {"natural_accuracy": _mean(natural), "natural_accuracy_sd": _spread([_values(victims, "natural_accuracy")])}
@@ -169,7 +169,8 @@ def _title(row: Row) -> str:
         return f"No attack; {row['data']}, {row['victim']}"
     eps = "" if row["eps"] is None else f", eps {row['eps']:g}/255"
     shared = "" if row["sharing"] == 1 else f" for each of {row['sharing']} goals in one victim"
-    return f"{row['attack']}{eps}, {100 * row['budget']:.3g} % poisons{shared}; {row['data']}, {row['victim']}"
+    aware = f", made through {row['through']}" if row.get("through") else ""
+    return f"{row['attack']}{aware}{eps}, {100 * row['budget']:.3g} % poisons{shared}; {row['data']}, {row['victim']}"
 
 
 COLUMNS = (
