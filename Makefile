@@ -6,7 +6,7 @@ VENV ?= .venv
 CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format clean faults fuzz determinism
+.PHONY: demo test test-slow lint format clean tables faults fuzz determinism
 
 demo: $(CORE)
 	$(VENV)/bin/pureebm demo
@@ -25,6 +25,10 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# The tables of README and docs, from the cards in results/.
+tables: $(READY)
+	$(VENV)/bin/python docs/tables.py
 
 # The cards behind docs/trust.md, in results/trust; N sets the length.
 faults: $(READY)

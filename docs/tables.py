@@ -1,0 +1,193 @@
+"""Fill the tables of README and docs from the cards in results/: `make tables`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`. A test checks that none is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pureebm.evaluation.cards import read_cards, table
+from pureebm.evaluation.runner import read_suite_cards
+from pureebm.evaluation.scenarios import load_suite
+from pureebm.evaluation.tables import Row, make_rows
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+FILES = ("README.md", "docs/model.md", "docs/results.md", "docs/student.md")
+
+DEFAULT = "**`residual-32`, the default** (ours)"
+STUDENT = "`student`, one pass (ours)"
+NAMES = {
+    "none": "no defense",
+    "pureebm": DEFAULT,
+    "pureebm:model=student": STUDENT,
+    "pureebm:steps=auto": "`residual-32`, `--steps auto` (ours)",
+}
+KNOWS = {
+    "narcissus-knows-nothing": "nothing",
+    "narcissus-knows-student": "the student",
+    "narcissus-knows-chain": "the default chain",
+}
+
+
+def triggered(name: str) -> str:
+    """A scenario with a trigger: one row a defense, the best first."""
+    head = [
+        "defense",
+        "accuracy, no attack",
+        "accuracy",
+        "poison success, mean (worst class)",
+        "over the floor",
+        "PSNR",
+    ]
+    lines = []
+    for row, clean in _rows(name):
+        success = f"{_rate(row['poison_success'])} ({_rate(row['poison_success_max'])})"
+        over = f"{100 * (row['poison_success'] - row['clean_floor']):.1f}"
+        psnr = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+        lines.append([_name(row), clean, _rate(row["natural_accuracy"]), success, over, psnr])
+    return _table(head, lines)
+
+
+def seeds(name: str) -> str:
+    """One class, several victims: mean and spread over their seeds."""
+    head = ["defense", "accuracy", "poison success", "spread over seeds", "victims", "over the floor"]
+    lines = []
+    for row, _ in _rows(name):
+        spread = "" if row["poison_success_seed_sd"] is None else _rate(row["poison_success_seed_sd"])
+        over = f"{100 * (row['poison_success'] - row['clean_floor']):.1f}"
+        cells = [_rate(row["natural_accuracy"]), _rate(row["poison_success"]), spread, str(row["runs"]), over]
+        lines.append([_name(row), *cells])
+    return _table(head, lines)
+
+
+def targets(name: str) -> str:
+    """A scenario with targets: how many are read as the attacker wants, and how many of those by the poison alone."""
+    head = ["defense", "accuracy, no attack", "accuracy", "targets read as intended", "of them right without poison"]
+    lines = []
+    for row, clean in _rows(name):
+        hit = f"{round(row['poison_success'] * row['goals'])} of {row['goals']}"
+        lines.append([_name(row), clean, _rate(row["natural_accuracy"]), hit, str(row["flipped"])])
+    return _table(head, lines)
+
+
+def knows() -> str:
+    """Attackers who know the defense, beside one who does not."""
+    head = ["the attacker knows", "defense", "accuracy", "poison success, mean (worst class)", "floor"]
+    lines = []
+    for name, knowledge in KNOWS.items():
+        for row, _ in _rows(name):
+            success = f"{_rate(row['poison_success'])} ({_rate(row['poison_success_max'])})"
+            lines.append([knowledge, _name(row), _rate(row["natural_accuracy"]), success, _rate(row["clean_floor"])])
+    return _table(head, lines)
+
+
+def quick() -> str:
+    """The `quick` protocol at 8/255."""
+    head = ["defense", "accuracy", "poison success, mean (worst class)", "over the floor", "seconds"]
+    rows = [row for row in table(card for card in read_cards(RESULTS / "quick") if card["set"] == "report")]
+    (clean,) = (row for row in rows if row["attack"] == "none")
+    attacked = sorted((row for row in rows if row["attack"] != "none"), key=lambda row: row["poison_success"])
+    floor = attacked[0]["clean_floor"]
+    lines = [["victim of the clean set", _rate(clean["natural_accuracy"]), f"{_rate(floor)} (the floor)", "", ""]]
+    for row in attacked:
+        success = f"{_rate(row['poison_success'])} ({_rate(row['poison_success_max'])})"
+        over, seconds = f"{100 * (row['poison_success'] - floor):.1f}", f"{row['defence_seconds']:.0f}"
+        lines.append([_name(row), _rate(row["natural_accuracy"]), success, over, seconds])
+    return _table(head, lines)
+
+
+def diagnosis() -> str:
+    """What survives, by kind of perturbation."""
+    kinds = {"trigger": "trigger", "pgd": "PGD", "sinusoid": "sinusoid", "random": "random signs"}
+    head = ["purifier", "PSNR", *kinds.values(), "AUROC of energy", "poisoned above its original"]
+    cards = read_cards(RESULTS / "diagnosis")
+    cards.sort(key=lambda card: (_has_steps(card), " T " in card["defence"], card["settings"].get("n_steps", 0)))
+    lines = []
+    for card in cards:
+        energy = card["energy"] or {}
+        auroc = "" if energy.get("auroc") is None else f"{energy['auroc']:.3f}"
+        paired = "" if energy.get("paired_share") is None else f"{100 * energy['paired_share']:.0f} %"
+        survives = [f"{100 * card['survival'][kind]:.0f} %" for kind in kinds]
+        lines.append([_purifier(card), f"{card['psnr']:.1f} dB", *survives, auroc, paired])
+    return _table(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "ten-8": lambda: triggered("narcissus-eps8"),
+    "ten-16": lambda: triggered("narcissus-eps16"),
+    "single-16": lambda: seeds("narcissus-eps16-single"),
+    "gradient-matching": lambda: targets("gradient-matching"),
+    "bullseye-linear": lambda: targets("bullseye-linear"),
+    "bullseye-fine-tune": lambda: targets("bullseye-fine-tune"),
+    "knows": knows,
+    "quick": quick,
+    "diagnosis": diagnosis,
+}
+
+
+def filled(text: str) -> str:
+    """The text with every table that it marks made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- table (?P<name>[\w-]+) -->.*?<!-- end (?P=name) -->", fill, text, flags=re.DOTALL)
+
+
+def _rows(name: str) -> list[tuple[Row, str]]:
+    """Rows of a scenario of the `cpu` suite, least success first, each with its accuracy where nothing is attacked."""
+    suite = load_suite("cpu")
+    (key,) = (scenario.key() for scenario in suite.scenarios if scenario.name == name)
+    every = make_rows(read_suite_cards(suite, RESULTS))
+    own = [row for row in every if row["key"] == key]
+    own.sort(key=lambda row: (row["poison_success"], -row["natural_accuracy"]))
+    clean = {row["defence"]: _rate(row["natural_accuracy"]) for row in every if row["key"] == own[0]["clean_key"]}
+    return [(row, clean.get(row["defence"], "")) for row in own]
+
+
+def _name(row: Row) -> str:
+    name = row["defence"]
+    if name.startswith("residual-32"):
+        return DEFAULT
+    return STUDENT if name == "student" else NAMES.get(name, name)
+
+
+def _has_steps(card: Row) -> bool:
+    return "n_steps" in card["settings"]
+
+
+def _purifier(card: Row) -> str:
+    if not _has_steps(card):
+        return "`student`" if card["defence"] == "student" else str(card["defence"])
+    steps, constant = card["settings"]["n_steps"], " T " in card["defence"]
+    name = f"`residual-32`, {steps} update" + "s" * (steps > 1)
+    if constant:
+        return f"{name}, temperature {card['settings']['temperature'] ** 0.5:.2g}² throughout"
+    return f"**{name} (the default)**" if steps == 5 else name
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _table(head: list[str], lines: Iterable[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def main() -> None:
+    for name in FILES:
+        path = ROOT / name
+        before = path.read_text()
+        after = filled(before)
+        if after != before:
+            path.write_text(after)
+            print(f"{name}: tables filled")
+
+
+if __name__ == "__main__":
+    main()
