@@ -110,6 +110,8 @@ def test_the_trace_holds_energy_gradient_and_displacement_of_every_step() -> Non
         ({"n_steps": -1}, "n_steps must be 0 or more, got -1"),
         ({"step_size": float("nan")}, "step_size must be above 0 and finite, got nan"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"step_size": 1e30}, "step_size 1e.30 is too large for temperature 0.0001"),
+        ({"temperature": 1e-300}, "too large for temperature 1e-300"),
         ({"noise": -0.5}, "noise must be 0 or more"),
     ],
 )

@@ -23,6 +23,7 @@ from pureebm.types import Energy, Noise
 PAPER_N_STEPS = 150  # from scratch; 500 for linear transfer, 1000 for fine-tuning
 PAPER_STEP_SIZE = 1.25e-2
 PAPER_TEMPERATURE = 1e-4
+_LARGEST_DRIFT = 1e30  # float32 ends at 3e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,14 @@ class LangevinConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be 0 or more and finite, got {value}")
+
+        for step in {0, max(0, self.n_steps - 1)}:
+            step_size, temperature = self.at(step)
+            if not step_size * step_size / (2 * temperature) <= _LARGEST_DRIFT:  # ** raises
+                raise InputError(
+                    f"step_size {step_size:g} is too large for temperature {temperature:g}: an update would multiply "
+                    f"the gradient by step_size^2 / (2 temperature), more than {_LARGEST_DRIFT:g}"
+                )
 
     def at_level(self, level: float) -> LangevinConfig:
         """The same chain with `level` times the noise, at the start and in its first update: the temperature grows by
