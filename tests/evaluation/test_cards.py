@@ -38,6 +38,12 @@ def test_a_row_holds_mean_spread_and_the_worst_class_over_its_seeds() -> None:
     assert (row["runs"], row["train_seconds"], row["quoted"]) == (3, 50.0, False)
 
 
+def test_classes_that_share_a_victim_are_one_run() -> None:
+    joint = {"protocol": {"joint": True}, "seed": 0}
+    (row,) = table([card(target_class=1, **joint), card(target_class=2, poison_success=0.4, **joint)])
+    assert (row["runs"], row["natural_accuracy_sd"]) == (1, None) and row["poison_success"] == pytest.approx(0.3)
+
+
 def test_attacks_and_defenses_have_rows_of_their_own_and_one_run_has_no_spread() -> None:
     clean = card(attack="none", budget=0.0, poison_success=None, clean_floor=None)
     rows = table([clean, card(), card("jpeg-25"), card("jpeg-25", quoted=True, data="other")])

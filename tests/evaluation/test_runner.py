@@ -41,6 +41,7 @@ SCENARIO = Scenario(
     budget=0.1,
     data="synthetic-60",
     recipe_overrides=UNTRAINED,
+    attack_seed=0,
     classes=(1, 2),
     seeds=(0, 1),
 )
@@ -106,7 +107,8 @@ def test_the_smoke_suite_gives_a_card_for_every_job_and_repeats_nothing(
 def test_a_card_says_how_it_was_made_and_how_to_make_it_again(smoke: Smoke) -> None:
     cards = {(card["attack"], card["goal"], card["defence"]): card for card in smoke.cards}
     card = cards["badnets", "class1", "jpeg-50"]
-    assert card["command"] == "pureebm bench run --suite smoke --only badnets/class1/seed0/jpeg-50"
+    again = "pureebm bench run --suite smoke --defence jpeg-50 --only badnets/class1/seed0/jpeg-50 --precision float32"
+    assert card["command"] == again
     assert card["settings"] == {"stage": "jpeg", "quality": 50, "seed": 0}
     assert (card["n_train"], card["n_poisons"], card["budget"], card["target_class"]) == (80, 8, 0.1, 1)
     assert card["protocol"]["recipe_overrides"] == {"epochs": 1, "batch_size": 20}
@@ -414,3 +416,49 @@ def test_an_attacker_who_knows_the_purifier_makes_other_poisons_under_a_key_of_i
     assert victims.attack_settings(knowing)["through"]["steps"] == 1
     with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
         victims.craft(replace(SCENARIO, through=str(tiny_model)), SCENARIO.goals()[0], data, bench=bench)
+
+
+def test_a_whole_name_is_one_job_even_where_other_names_go_on_from_it() -> None:
+    listed = suite(SCENARIO, defenses=("none", "pureebm", "pureebm:steps=5"))
+    assert [job.name for job in jobs(listed, "b/class1/seed0/pureebm")] == ["b/class1/seed0/pureebm"]
+    assert len(list(jobs(listed, "class1/seed0/pureebm"))) == 2
+
+
+def test_a_victim_that_diverges_is_told_and_the_other_jobs_go_on(bench: Bench, tmp_path: Path) -> None:
+    wild = replace(SCENARIO, name="wild", recipe_overrides={"epochs": 1, "batch_size": 20, "peak_rate": 1e30})
+    outcome = Runner(suite(wild, SCENARIO, defenses=("none",)), bench=bench, out=tmp_path).run(only="class1/seed0")
+    assert list(outcome.failed) == ["wild/class1/seed0/none"] and "lower peak_rate" in str(outcome.failed)
+    assert outcome.made == ["b/class1/seed0/none"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attack": "sigg"}, "sigg"),
+        ({"victim": "resnet-18"}, "did you mean 'resnet18'"),
+        ({"recipe": "fst"}, "unknown recipe"),
+        ({"config": {"epz": 8}}, "no field 'epz'"),
+        ({"config": {"patch_size": "3"}}, "patch_size must be a int, got '3'"),
+        ({"recipe_overrides": {"epochs": 1.5}}, "epochs must be a int, got 1.5"),
+    ],
+)
+def test_names_and_types_are_checked_before_the_first_victim(
+    bench: Bench, tmp_path: Path, change: JSON, message: str
+) -> None:
+    bad = replace(SCENARIO, name="bad", **change)
+    with pytest.raises(InputError, match=message):
+        Runner(suite(SCENARIO, bad), bench=bench, out=tmp_path).run()
+    assert not list(tmp_path.rglob("*-seed0.json"))
+
+
+def test_a_card_of_another_precision_than_asked_for_is_not_taken_for_it(bench: Bench, tmp_path: Path) -> None:
+    listed = suite(SCENARIO, defenses=("none",))
+    Runner(listed, bench=bench, out=tmp_path).run(only="class1/seed0")
+    other = Runner(listed, bench=replace(bench, precision="bfloat16"), out=tmp_path).run(only="class1/seed0")
+    assert "made in float32; give another --out" in other.failed["b/class1/seed0/none"] and not other.existed
+
+
+def test_cards_of_scenarios_that_left_the_suite_are_not_read(bench: Bench, tmp_path: Path) -> None:
+    Runner(suite(SCENARIO, defenses=("none",)), bench=bench, out=tmp_path).run(only="class1/seed0")
+    now = suite(replace(SCENARIO, budget=0.2), defenses=("none",))
+    assert read_suite_cards(suite(SCENARIO), tmp_path) and not read_suite_cards(now, tmp_path)

@@ -102,6 +102,8 @@ def test_all_faults_of_a_file_are_told_at_once_with_what_is_known() -> None:
         ({"scenario": TABLE["scenario"][:1] * 2}, "two scenarios are named 'a'"),
         ({"scenario": [{"name": "a", "attack": "x", "classes": [1], "targets": 2}]}, "classes .triggered. or targets"),
         ({"scenario": [{"name": "a", "attack": "x", "seeds": []}]}, "seeds is empty"),
+        ({"scenario": [{"name": "a", "attack": "x", "seeds": [-1]}]}, "seeds must be 0 or more"),
+        ({"scenario": [{"name": "a", "attack": "x", "config": {"budget": 0.2}}]}, "budget in config"),
         ({"defenses": "none"}, "defenses must be a list of names, got 'none'"),
         ({"defaults": {"classes": [True]}}, "classes must be a list of int"),
     ],

@@ -169,7 +169,7 @@ def report(
     if suite in OWN_OPTIONS:
         raise InputError(f"--suite {suite} has no report; see it by: pureebm bench show --suite {suite}")
     loaded, found = _cards(suite, cards)
-    write_report(out, loaded, found, cache=cache, quoted=quoted is not False)
+    write_report(out, loaded, found, cache=cache, quoted=quoted is not False, asked=suite)
     say(f"{len(found)} cards -> {out}")
 
 
@@ -293,7 +293,8 @@ def _say_outcome(outcome: Outcome, name: str, folder: Path) -> None:
         say(f"not run: {jobs[0]}{more}: {reason}")
     if outcome.left:
         say(f"{len(outcome.left)} jobs are left; repeat the same command to go on")
-    say(f"see them by: pureebm bench show --suite {shlex.quote(name)}")
+    where = "" if folder.parent == Path("results") else f" --out {shlex.quote(str(folder.parent))}"
+    say(f"see them by: pureebm bench show --suite {shlex.quote(name)}{where}")
 
 
 def _cards(name: str, folder: Path) -> tuple[Suite, list[JSON]]:

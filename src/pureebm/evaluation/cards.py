@@ -81,14 +81,16 @@ def table(cards: Iterable[JSON]) -> list[Row]:
 
 def _row(cards: Sequence[JSON]) -> Row:
     row: Row = {key: cards[0][key] for key in GROUP}
-    for key in ("natural_accuracy", "poison_success"):
-        values = [card[key] for card in cards if card[key] is not None]
+    shared = cards[0].get("protocol", {}).get("joint", False)  # then all cards of a seed are of one victim
+    victims = list({card["seed"]: card for card in cards}.values()) if shared else cards
+    for key, of in (("natural_accuracy", victims), ("poison_success", cards)):
+        values = [card[key] for card in of if card[key] is not None]
         row[key] = statistics.fmean(values) if values else None
         row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     row["poison_success_max"] = _worst_class(cards)
     floors = [card["clean_floor"] for card in cards if card["clean_floor"] is not None]
     row["clean_floor"] = statistics.fmean(floors) if floors else None
-    row["runs"] = len(cards)
+    row["runs"] = len(victims)
     row["defence_seconds"] = statistics.fmean(card["defence_seconds"] for card in cards)
     row["train_seconds"] = statistics.fmean(card["train_seconds"] for card in cards)
     row["quoted"] = bool(cards[0].get("quoted", False))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pureebm.data.durable import write_file
+from pureebm.errors import InputError
 from pureebm.evaluation.plots import energy_plot, success_plot
 from pureebm.evaluation.runner import exhibit_path
 from pureebm.evaluation.scenarios import Suite
@@ -29,12 +31,21 @@ PICTURES = ("clean", "poisoned", "purified", "difference")
 
 
 def write_report(
-    path: Path, suite: Suite, cards: Sequence[JSON], *, cache: Path | None = None, quoted: bool = True
+    path: Path,
+    suite: Suite,
+    cards: Sequence[JSON],
+    *,
+    cache: Path | None = None,
+    quoted: bool = True,
+    asked: str | None = None,
 ) -> None:
     """Write the page of a suite's cards to `path`, replacing what stands there.
 
+    asked: the suite as the user named it, for the command on the page.
     cache: where the runner kept pictures and energies; without them the page has tables and plots only.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the page's file")
     rows = make_rows(cards)
     found = blocks(rows, quoted_rows(rows) if quoted else ())
     page = _template().render(
@@ -46,7 +57,7 @@ def write_report(
         summary=_summary(cards, found),
         machines=sorted({f"{card['machine']}; device {card['device']}" for card in cards}),
         versions=sorted({", ".join(f"{name} {text}" for name, text in card["versions"].items()) for card in cards}),
-        command=f"pureebm bench run --suite {suite.name}",
+        command=f"pureebm bench run --suite {shlex.quote(asked or suite.name)}",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda file: file.write(page.encode("utf-8", "backslashreplace")))

@@ -28,7 +28,7 @@ from torch import Tensor
 from pureebm.attacks.base import Goal, LabeledSet, Poisoned, TargetGoal, TriggerGoal
 from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
-from pureebm.errors import InputError
+from pureebm.errors import DivergedError, InputError
 from pureebm.evaluation.arrays import DataSet, save_arrays
 from pureebm.evaluation.cards import provenance, read_card, write_card
 from pureebm.evaluation.cost import Cost
@@ -39,6 +39,7 @@ from pureebm.evaluation.store import set_hash
 from pureebm.evaluation.victims import (
     Bench,
     attack_settings,
+    check_scenario,
     clean_victim,
     craft,
     regime,
@@ -92,7 +93,14 @@ class Outcome:
 
 
 def jobs(suite: Suite, only: str | None = None) -> Iterator[Job]:
-    """All jobs in their order; with `only`, those whose name holds the pattern (* and ? as in a shell)."""
+    """All jobs in their order; with `only`, the one of that name, or those whose name holds the pattern (* and ? as in
+    a shell)."""
+    every = list(_every_job(suite))
+    named = [job for job in every if job.name == only]
+    yield from named or (job for job in every if only is None or fnmatch.fnmatchcase(job.name, f"*{only}*"))
+
+
+def _every_job(suite: Suite) -> Iterator[Job]:
     seen: set[tuple[str, int, str]] = set()
     for scenario in suite.scenarios:
         defenses, clean = suite.defenses_of(scenario), digest(scenario.victim_settings())
@@ -103,8 +111,8 @@ def jobs(suite: Suite, only: str | None = None) -> Iterator[Job]:
         pairs = list(product(goals, defenses))
         if scenario.joint:
             pairs.sort(key=lambda pair: defenses.index(pair[1]))
-        every += [Job(scenario, goal, seed, name) for seed in scenario.seeds for goal, name in pairs]
-        yield from (job for job in every if only is None or fnmatch.fnmatchcase(job.name, f"*{only}*"))
+        yield from every
+        yield from (Job(scenario, goal, seed, name) for seed in scenario.seeds for goal, name in pairs)
 
 
 class Runner:
@@ -136,20 +144,23 @@ class Runner:
         """Make every card that is missing. A job that cannot be run is reported, and the others go on.
 
         Raises:
-            InputError: no job has a name like `only`.
+            InputError: no job has a name like `only`, or a scenario of one names an attack, a setting, a network or a
+                recipe that there is not.
         """
         end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         outcome, todo = Outcome(), list(jobs(self.suite, only))
         if not todo:
             known = ", ".join(scenario.name for scenario in self.suite.scenarios)
             raise InputError(f"no job of suite {self.suite.name!r} is like {only!r}; its scenarios are: {known}")
+        for scenario in {job.scenario.name: job.scenario for job in todo}.values():
+            check_scenario(scenario)
         for number, job in enumerate(todo, start=1):
             if end is not None and time.monotonic() >= end:
                 outcome.left = [rest.name for rest in todo[number - 1 :] if not self._is_done(rest)]
                 break
             try:
                 made = self._make(job, f"{number}/{len(todo)}")
-            except InputError as error:
+            except (InputError, DivergedError) as error:
                 outcome.failed[job.name] = str(error)
                 log.warning("%s: %s", job.name, error)
             else:
@@ -172,12 +183,18 @@ class Runner:
     def _make(self, job: Job, place: str) -> bool:
         path = self.path(job)
         if path.is_file():
+            self._check_precision(path)
             return False
         log.info("%s %s", place, job.name)
         begin = time.perf_counter()
         card = self.measure(job)
         write_card(path, card | {"wall_seconds": round(time.perf_counter() - begin, 1)})
         return True
+
+    def _check_precision(self, path: Path) -> None:
+        """A card stands for every precision; one that is asked for by name must be its own."""
+        if self.bench.precision != "auto" and (known := read_card(path).get("precision")) != self.bench.precision:
+            raise InputError(f"its card was made in {known}; give another --out for cards in {self.bench.precision}")
 
     def measure(self, job: Job) -> JSON:
         """Poison, purify, train, test: the card of a job."""
@@ -297,12 +314,18 @@ class Runner:
             "sharing": len(scenario.goals()) if attack and scenario.joint else 1,
             "hashes": {"clean_set": set_hash(data.train), "poisons": _sha256(attack.images) if attack else None},
             "quoted": False,
-            "command": shlex.join(["pureebm", "bench", "run", "--suite", self.asked, "--only", job.name]),
+            "command": self._command(job),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": self.device,
             "precision": settled_precision(self.bench),
             **provenance(),
         }
+
+    def _command(self, job: Job) -> str:
+        """What makes the card again."""
+        words = ["pureebm", "bench", "run", "--suite", self.asked, "--defence", job.defense, "--only", job.name]
+        words += [] if self.bench.precision == "auto" else ["--precision", self.bench.precision]
+        return shlex.join(words)
 
     def _exhibit(self, job: Job, defense: Defense, clean: Tensor, poisoned: Tensor, purified: Tensor) -> None:
         """Keep what the report shows of a defense: a few poisons before and after, and energies where it has them."""
@@ -354,10 +377,15 @@ def goal_rates(
 
 
 def read_suite_cards(suite: Suite, out: Path) -> list[JSON]:
-    """The cards in `out`/SUITE: the no-attack ones first, then by scenario, each in the suite's order of defenses."""
+    """The suite's cards in `out`/SUITE: the no-attack ones first, then by scenario, each in its order of defenses.
+
+    Cards of scenarios that the suite has no more, or of another suite of that name, are left out.
+    """
     listed = list(dict.fromkeys(name for scenario in suite.scenarios for name in suite.defenses_of(scenario)))
     folders = {scenario.key(): place for place, scenario in enumerate(suite.scenarios)}
-    cards = [read_card(path) for path in sorted((out / suite.name).rglob("*.json"))]
+    keys = {*folders, *map(clean_key, suite.scenarios)}
+    every = (read_card(path) for path in sorted((out / suite.name).rglob("*.json")))
+    cards = [card for card in every if card.get("key") in keys]
 
     def place(card: JSON) -> tuple[int, int, str]:
         name = card["defence"]

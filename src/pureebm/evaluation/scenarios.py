@@ -76,8 +76,10 @@ class Scenario:
     through: Annotated[str | None, "a defense-aware attacker: the energy or student that it optimizes through"] = None
     through_steps: Annotated[int | None, "updates of an energy's chain that it goes through; None: all"] = None
     attack_seed: Annotated[
-        int, "of triggers, poisons and targets; every goal adds its own number, all share clean surrogates"
-    ] = 0
+        int,
+        "of triggers, poisons, targets and the attacker's networks; every goal adds its own number. Far from "
+        "`seeds`, or the attacker's network has the victim's weights",
+    ] = 1000
     classes: Annotated[tuple[int, ...], "triggered attacks: one goal for each target class"] = ()
     joint: Annotated[bool, "all goals poison one training set, each with its budget, and share its victim"] = False
     targets: Annotated[int, "triggerless attacks: how many targets, one goal each"] = 0
@@ -91,6 +93,11 @@ class Scenario:
             raise InputError(
                 f"scenario {self.name!r}: give classes (triggered) or targets (triggerless), or neither (availability)"
             )
+        if self.targets < 0 or any(seed < 0 for seed in (*self.seeds, *self.classes, self.attack_seed)):
+            raise InputError(f"scenario {self.name!r}: targets, classes and seeds must be 0 or more")
+        own = sorted({"budget", "target_class", "intended_class"} & self.config.keys())
+        if own:
+            raise InputError(f"scenario {self.name!r}: {', '.join(own)} in config: the scenario says it by itself")
         if not self.seeds:
             raise InputError(f"scenario {self.name!r}: seeds is empty: no victim would be trained")
 

@@ -20,7 +20,7 @@ import torch
 from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
 from pureebm.attacks.registry import SEE_THROUGH, find_attack
 from pureebm.classifiers.base import Classifier
-from pureebm.classifiers.networks import build_network, replace_head
+from pureebm.classifiers.networks import build_network, check_network_name, replace_head
 from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
 from pureebm.evaluation.arrays import DataSet, Shelf
@@ -135,6 +135,17 @@ def attack_config(scenario: Scenario, goal: AimedAt) -> tuple[ModuleType, Any]:
     return module, _changed(module.Config(), changes, f"attack {scenario.attack!r}")
 
 
+def check_scenario(scenario: Scenario) -> None:
+    """Raises `InputError` for an attack, a field of its config, a recipe or a network that there is not."""
+    for goal in scenario.goals()[:1]:
+        attack_config(scenario, goal)
+    recipe_of(scenario)
+    check_network_name(scenario.victim)
+    _surrogate(scenario)
+    if scenario.pretrain_data is not None:
+        _pretraining(scenario)
+
+
 def attack_settings(scenario: Scenario) -> JSON:
     """All that poisons depend on but the data, the goal and its seed."""
     recipe, network = _surrogate(scenario)
@@ -219,9 +230,24 @@ def settled_precision(bench: Bench) -> str:
 
 
 def _changed(config: Any, changes: Mapping[str, Any], whose: str) -> Any:
-    """A frozen dataclass with fields replaced; lists become tuples. Raises `InputError` for unknown fields."""
+    """A frozen dataclass with fields replaced; lists become tuples. Raises `InputError` for unknown fields, and for
+    values of another type than the field's."""
     known = [one.name for one in fields(config)]
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise InputError(f"{whose} has no field {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
+    for name, value in changes.items():
+        if not _fits(value, getattr(config, name)):
+            wanted = type(getattr(config, name)).__name__.replace("tuple", "list")
+            raise InputError(f"{whose}: {name} must be a {wanted}, got {value!r}")
     return replace(config, **{name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()})
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value from TOML may stand where the default does; None tells no type."""
+    if default is None:
+        return not isinstance(value, dict)
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple)
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)

@@ -60,8 +60,9 @@ def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
     if not overwrite and exists(there):
         what = "exists and is complete" if _is_ours(side_folder(there, source.single_file)) else "exists"
         raise InputError(f"the target {target} {what}; name another, or replace it with --overwrite")
-    if overwrite and exists(there) and there.is_dir() and not _is_ours(there):
-        raise InputError(f"{target} holds no {' or '.join(OUR_RECORDS)}: not ours to overwrite; remove it yourself")
+    side = side_folder(there, source.single_file)
+    if overwrite and exists(there) and not _is_ours(side):
+        raise InputError(f"no {' or '.join(OUR_RECORDS)} in {side}: not ours to overwrite; remove {target} yourself")
     return there
 
 
