@@ -286,6 +286,16 @@ def test_a_complete_target_stays_unless_overwrite_and_until_the_new_one_is_ready
     assert tree(target) != old and [path.name for path in target.parent.iterdir()] == ["out"]
 
 
+def test_overwrite_spares_a_file_that_another_program_made(tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", images=np.zeros((3, 16, 16, 3), np.uint8))
+    (tmp_path / "precious.npz").write_bytes(b"mine")
+    with pytest.raises(InputError, match="not ours to overwrite"):
+        run(tmp_path / "in.npz", tmp_path / "precious.npz", Shift(), JobConfig(overwrite=True))
+    assert (tmp_path / "precious.npz").read_bytes() == b"mine"
+    run(tmp_path / "in.npz", tmp_path / "out.npz", Shift(), JobConfig())
+    run(tmp_path / "in.npz", tmp_path / "out.npz", Shift(0.3), JobConfig(overwrite=True))
+
+
 def test_an_empty_folder_is_as_good_as_no_target(source: FakeSource, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert run(source, tmp_path / "out", Shift(), CONFIG).status == "complete"
