@@ -76,12 +76,12 @@ def targets(name: str) -> str:
 
 def knows() -> str:
     """Attackers who know the defense, beside one who does not."""
-    head = ["the attacker knows", "defense", "accuracy", "poison success, mean (worst class)", "floor"]
+    head = ["the attacker knows", "defense", "accuracy", "poison success", "floor"]
     lines = []
     for name, knowledge in KNOWS.items():
         for row, _ in _rows(name):
-            success = f"{_rate(row['poison_success'])} ({_rate(row['poison_success_max'])})"
-            lines.append([knowledge, _name(row), _rate(row["natural_accuracy"]), success, _rate(row["clean_floor"])])
+            rates = [_rate(row[key]) for key in ("natural_accuracy", "poison_success", "clean_floor")]
+            lines.append([knowledge, _name(row), *rates])
     return _table(head, lines)
 
 
@@ -146,6 +146,8 @@ def _rows(name: str) -> list[tuple[Row, str]]:
     every = make_rows(read_suite_cards(suite, RESULTS))
     own = [row for row in every if row["key"] == key]
     own.sort(key=lambda row: (row["poison_success"], -row["natural_accuracy"]))
+    if not own:
+        return []
     clean = {row["defence"]: _rate(row["natural_accuracy"]) for row in every if row["key"] == own[0]["clean_key"]}
     return [(row, clean.get(row["defence"], "")) for row in own]
 
