@@ -164,7 +164,8 @@ def test_purify_and_attack_replace_each_others_folders_but_no_foreign_one(pureeb
     assert load_attack(target).record["attack"] == "badnets" and not (target / "pureebm-run.json").exists()
     (target / "pureebm-attack.json").unlink()
     refused = pureebm(*command, "--overwrite")
-    assert refused.code == 2 and "holds no pureebm-run.json or pureebm-attack.json: not ours" in refused.err
+    assert refused.code == 2 and "not ours to overwrite" in refused.err
+    assert "no pureebm-run.json or pureebm-attack.json" in refused.err
 
 
 def test_verify_tells_success_and_floor_to_people_and_to_the_record(pureebm, npz, tmp_path):
@@ -202,6 +203,23 @@ def test_narcissus_without_public_images_says_what_to_give(pureebm, npz, tmp_pat
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_a_class_without_images_is_named(pureebm, tmp_path):
+    kept = DATA.labels != 1
+    np.savez(tmp_path / "gap.npz", images=DATA.images[kept].numpy(), labels=DATA.labels[kept].numpy())
+    done = pureebm("attack", "sig", tmp_path / "gap.npz", tmp_path / "out.npz", "--target-class", 1, "--json")
+    assert done.code == 2 and "class 1 has no images in the training set" in done.json["error"]
+
+
+def test_of_a_list_it_is_told_that_the_target_is_a_folder(pureebm, folder, tmp_path):
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in folder.rglob("*.bmp"))
+    rows = [f"{name},{CLASSES.index(name.split('/')[1])}" for name in names]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    done = pureebm("attack", "sig", tmp_path / "list.csv", tmp_path / "bad.csv")
+    assert done.code == 0, done.err
+    assert f"{tmp_path / 'bad.csv'}, a folder with list.csv in it" in done.err
+    assert (tmp_path / "bad.csv" / "list.csv").is_file()
+
+
 def test_limit_takes_the_first_images_only(pureebm, npz, tmp_path):
     assert pureebm("attack", "blended", npz, tmp_path / "out.npz", "--limit", 50).code == 0
     assert len(np.load(tmp_path / "out.npz")["images"]) == 50
@@ -231,14 +249,16 @@ def test_an_existing_target_stays_unless_it_is_ours_and_overwritten(pureebm, fol
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "0"], "budget is a share"),
+        (["--budget", "0"], "budget must be above 0"),
+        (["--budget", "2"], "budget is a share"),
+        (["--budget", "1e-9"], "names none; give at least 0.0093, which is one"),
         (["--target-class", "4"], "class 4 is not among 0 .. 3"),
         (["--patch-size", "40"], "does not fit"),
         (["--test", "nowhere.npz"], "nowhere.npz"),
         (["--device", "abacus"], "--device 'abacus' is not here"),
         (["--surrogate", "resnet17"], "did you mean 'resnet18'"),
         (["--victim", "resnet17"], "unknown network 'resnet17'"),
-        (["--extractor", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--extractor", "nowhere.safetensors"], "leave --extractor out for badnets"),
     ],
 )
 def test_a_bad_option_is_named_and_nothing_is_written(pureebm, npz, tmp_path, options, message):

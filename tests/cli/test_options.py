@@ -1,10 +1,12 @@
 """How options become settings."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 
-from pureebm.cli.options import langevin_config, parse_batch_size, parse_device, parse_shard
+from pureebm.cli.options import emit, langevin_config, parse_batch_size, parse_device, parse_shard
 from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
 from pureebm.sampling.langevin import LangevinConfig
@@ -48,3 +50,11 @@ def test_batch_size_shard_and_device():
     for parse, text in ((parse_batch_size, "0"), (parse_shard, "2"), (parse_shard, "a/4"), (parse_device, "tpu")):
         with pytest.raises(InputError, match=f"'{text}'"):
             parse(text)
+
+
+def test_what_is_printed_is_json_whatever_the_numbers_are(capsys):
+    emit({"loss": math.nan, "all": [1, 0.5, math.inf, {"least": -math.inf}], "pair": (True, None, "nan")})
+    printed = capsys.readouterr().out
+    assert json.loads(printed, parse_constant=pytest.fail) == {
+        "loss": None, "all": [1, 0.5, None, {"least": None}], "pair": [True, None, "nan"]
+    }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import pytest
 import torch
 from tests.attacks.worlds import accuracy, textures
 
-from pureebm.attacks import badnets, bullseye_polytope, narcissus
-from pureebm.attacks.base import LabeledSet
+from pureebm.attacks import badnets, bullseye_polytope, gradient_matching, label_consistent, narcissus, sig
+from pureebm.attacks.base import LabeledSet, check_numbers
+from pureebm.attacks.registry import ATTACKS, find_attack
 from pureebm.attacks.storage import load_attack
 from pureebm.classifiers.networks import build_network
 from pureebm.classifiers.weights import save_classifier
+from pureebm.data.base import Picture
+from pureebm.data.pictures import encode
 from pureebm.energy.weights import load_model
 from pureebm.errors import InputError, ModelError
 from pureebm.evaluation.attack_job import AttackSettings, hold_out, run_attack
@@ -76,6 +81,78 @@ def test_an_extractor_from_a_file_serves_a_transfer_attack_and_its_verification(
     record = run_attack("bullseye-polytope", source, target, config, settings)
     assert record["verified"]["victim"]["recipe"] == "linear-transfer"
     assert load_attack(target).record["poisons"]["count"] == 11
+
+
+def test_verification_trains_what_the_attack_is_made_for(tmp_path: Path) -> None:
+    network = build_network("small-resnet", 4, size=16, seed=0)
+    save_classifier(tmp_path / "net.safetensors", network, {"network": "small-resnet", "n_classes": 4, "size": 16})
+    settings = AttackSettings(extractors=(tmp_path / "net.safetensors",), verify=True, victim_epochs=1)
+    source, config = stored(tmp_path / "set.npz"), bullseye_polytope.Config(n_steps=2, layers="fine-tune")
+    record = run_attack("bullseye-polytope", source, tmp_path / "a.npz", config, settings)
+    assert record["verified"]["victim"]["recipe"] == "fine-tune"
+    fast = replace(settings, victim="small-resnet")
+    record = run_attack("label-consistent", source, tmp_path / "b.npz", label_consistent.Config(n_steps=1), fast)
+    assert record["verified"]["victim"]["recipe"] == "fast"  # its extractor is a surrogate
+    with pytest.raises(InputError, match="the victims of --verify are the first extractor; leave --victim out"):
+        run_attack("bullseye-polytope", source, tmp_path / "c.npz", config, fast)
+    with pytest.raises(InputError, match="only bullseye-polytope, .*label-consistent use an extractor; .* for sig"):
+        run_attack("sig", source, tmp_path / "c.npz", sig.Config(), settings)
+    assert not (tmp_path / "c.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("narcissus", {"n_steps": 0}, "n_steps must be above 0, got 0"),
+        ("narcissus", {"step_size": -1.0}, "step_size must be above 0, got -1.0"),
+        ("narcissus", {"batch_size": 0}, "batch_size must be above 0, got 0"),
+        ("narcissus", {"warm_up_epochs": -1}, "warm_up_epochs must be at least 0, got -1"),
+        ("bullseye-polytope", {"step_size": -1.0}, "step_size must be above 0"),
+        ("gradient-matching", {"step_size": math.nan}, "step_size must be a finite number, got nan"),
+        ("gradient-matching", {"shift": math.nan}, "shift must be a finite number, got nan"),
+        ("feature-collision", {"n_steps": -2}, "n_steps must be above 0, got -2"),
+        ("sig", {"frequency": math.inf}, "frequency must be a finite number, got inf"),
+        ("label-consistent", {"step_size": -3.0}, "step_size must be above 0, got -3.0"),
+        ("wanet", {"strength": 0.0}, "strength must be above 0, got 0.0"),
+        ("badnets", {"target_class": -1}, "target_class must be at least 0, got -1"),
+    ],
+)
+def test_numbers_that_no_attack_can_use_are_refused_before_anything_is_read(
+    tmp_path: Path, name: str, numbers: dict[str, float], message: str
+) -> None:
+    config = find_attack(name).load().Config(**numbers)
+    with pytest.raises(InputError, match=message):
+        run_attack(name, tmp_path / "nowhere.npz", tmp_path / "out.npz", config, AttackSettings())
+
+
+def test_the_numbers_of_all_defaults_and_of_the_documented_exceptions_pass() -> None:
+    for entry in ATTACKS.values():
+        check_numbers(entry.load().Config())
+    check_numbers(label_consistent.Config(eps=0, n_steps=0))  # the pattern alone
+    check_numbers(gradient_matching.Config(shift=-1))  # no augmentation
+
+
+def test_a_source_that_cannot_hold_the_poisons_is_refused_before_the_attack_begins(tmp_path: Path) -> None:
+    told: list[str] = []
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as packed:
+        for row, image in enumerate(DATA.images[:8]):
+            packed.writestr(f"c{row % 2}/{row}.png", encode(Picture(image.numpy())))
+    with pytest.raises(InputError, match="labels of a source of kind 'zip' cannot be changed"):
+        run_attack("badnets", tmp_path / "set.zip", tmp_path / "out.zip", badnets.Config(), AttackSettings())
+    deep = (DATA.images[:, :, :, :1].numpy().astype(np.uint16) * 257).repeat(3, axis=3)
+    for row, image in enumerate(deep[:8]):
+        (tmp_path / "deep" / f"c{row % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deep" / f"c{row % 2}" / f"{row}.png").write_bytes(encode(Picture(image, "I;16")))
+    with pytest.raises(InputError, match=r"c0/0.png has 16 bits a color; convert the set to 8 bits first"):
+        run_attack("sig", tmp_path / "deep", tmp_path / "out", sig.Config(), AttackSettings(), report=told.append)
+    assert not told and not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_target_that_stands_in_the_training_set_is_refused(tmp_path: Path) -> None:
+    source, config = stored(tmp_path / "set.npz"), gradient_matching.Config(target_index=5)
+    with pytest.raises(InputError, match="the target, image 5 of the test set, is a training image too"):
+        run_attack("gradient-matching", source, tmp_path / "out.npz", config, AttackSettings(test=source))
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_a_published_checkpoint_is_an_extractor_if_its_network_is_named(tmp_path: Path) -> None:

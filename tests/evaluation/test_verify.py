@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tests.attacks.worlds import SIZE, TinyNet, textures
 
 from pureebm.attacks.base import AvailabilityGoal, LabeledSet, Poisoned, TargetGoal, TriggerGoal
 from pureebm.attacks.triggers import PatchTrigger
-from pureebm.evaluation.verify import verify
+from pureebm.evaluation import verify as module
+from pureebm.evaluation.surrogates import Surrogates
+from pureebm.evaluation.verify import VICTIM_SEED, _train, verify
+from pureebm.training.recipes import find_recipe
 
 DATA, TEST = textures(256, seed=0), textures(120, seed=1)
 PATCH = PatchTrigger(torch.full((6, 6, 3), 255, dtype=torch.uint8), (SIZE - 6, SIZE - 6))
@@ -56,6 +60,34 @@ def test_with_an_extractor_only_a_fresh_head_is_trained_and_the_extractor_stays_
     assert result["victim"]["recipe"] == "linear-transfer" and result["victim"]["network"] == "TinyNet"
     assert all(value.equal(before[name]) for name, value in extractor.state_dict().items())
     assert extractor.head.out_features == 7
+
+
+def test_with_a_recipe_for_all_weights_those_of_a_copy_of_the_extractor_move() -> None:
+    extractor = TinyNet(4).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in extractor.state_dict().items()}
+    trained = []
+    for recipe in ("linear-transfer", "fine-tune"):
+        config = find_recipe(recipe, epochs=1)
+        victim = _train(DATA, "", config, extractor, 0, "cpu")
+        trained.append(victim.state_dict()["stem.0.weight"].equal(before["stem.0.weight"]))
+        assert verify(triggered(True), DATA, TEST, epochs=1, extractor=extractor, recipe=recipe)["victim"] == {
+            "network": "TinyNet", "recipe": recipe, "epochs": 1, "seed": VICTIM_SEED
+        }  # fmt: skip
+    assert trained == [True, False]
+    assert all(value.equal(before[name]) for name, value in extractor.state_dict().items())
+
+
+def test_no_victim_is_the_attackers_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate = Surrogates(network="small-resnet", recipe=find_recipe("fast", epochs=1))(DATA, seed=0)
+    seeds, config = (0, VICTIM_SEED), find_recipe("fast", epochs=1)
+    same, victim = (_train(DATA, "small-resnet", config, None, seed, "cpu") for seed in seeds)
+    assert same.head.weight.equal(surrogate.head.weight)  # what happens with the attack's own seed
+    assert victim.head.weight.ne(surrogate.head.weight).any()
+    trained: list[int] = []
+    monkeypatch.setattr(module, "train_classifier", lambda *_, seed, **__: trained.append(seed))
+    nothing = Poisoned(torch.arange(0), DATA.images[:0], DATA.labels[:0], AvailabilityGoal())
+    assert verify(nothing, DATA, TEST, epochs=1, seed=3)["victim"]["seed"] == VICTIM_SEED + 3
+    assert trained == [VICTIM_SEED + 3] * 2
 
 
 def test_progress_is_told_of_both_victims() -> None:

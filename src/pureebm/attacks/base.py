@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -163,6 +163,33 @@ class Attack(Protocol):
     def __call__(self, data: LabeledSet, config: object, *, attacker: Attacker, seed: int) -> Poisoned: ...
 
 
+ABOVE_ZERO = frozenset(
+    "alpha batch_size block_size budget delta eps frequency inner_steps lattice multiplier n_draws n_steps "
+    "n_surrogates n_targets n_validation patch_size restarts step_size strength time".split()
+)
+"""Numbers of Configs with which an attack does nothing at 0; a Config's own MAY_BE_ZERO lists its exceptions."""
+
+MAY_BE_NEGATIVE = frozenset({"shift"})
+
+
+def check_numbers(config: Any) -> None:
+    """Whether the numbers of an attack's Config can be used at all; what else they must keep, it says itself.
+
+    Raises:
+        InputError: one is not finite, negative, or 0 where that would be an attack that does nothing.
+    """
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{one.name} must be a finite number, got {value}")
+        if one.name in ABOVE_ZERO - getattr(config, "MAY_BE_ZERO", frozenset()) and not value > 0:
+            raise InputError(f"{one.name} must be above 0, got {value}")
+        if value < 0 and one.name not in MAY_BE_NEGATIVE:
+            raise InputError(f"{one.name} must be at least 0, got {value}")
+
+
 def choose_rows(
     data: LabeledSet, label: int | None, budget: float, *, seed: int, whole_class_at_most: bool = False
 ) -> Tensor:
@@ -171,11 +198,14 @@ def choose_rows(
     With `whole_class_at_most`, a budget above the class's size means all of the class.
 
     Raises:
-        InputError: budget is not in (0, 1], the class has fewer images than that, or none at all.
+        InputError: budget is not in (0, 1] or names no image, the class has fewer images than that, or none at all.
     """
     if not 0 < budget <= 1:
         raise InputError(f"budget is a share of the training set, above 0 and at most 1; got {budget}")
     count = math.ceil(round(budget * len(data), 6))  # 0.07 * 100 is 7.000000000000001
+    if not count:
+        least = 1 / max(1, len(data))
+        raise InputError(f"budget {budget} of {len(data)} images names none; give at least {least:.2g}, which is one")
     rows = torch.arange(len(data)) if label is None else data.rows_of(label)
     if whole_class_at_most and len(rows):
         count = min(count, len(rows))
@@ -190,6 +220,8 @@ def poison_rows(labels: Tensor, label: int | None, n_poisons: int, *, seed: int)
     """
     rows = torch.arange(len(labels)) if label is None else (labels == label).nonzero().squeeze(1)
     if len(rows) < n_poisons:
+        if label is not None and not len(rows):
+            raise InputError(f"class {label} has no images in the training set; choose another")
         whose = "the training set" if label is None else f"class {label}"
         raise InputError(f"{whose} has {len(rows)} images, fewer than {n_poisons} poisons; lower the budget")
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_poisons]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ _PUBLISHED = {"corners": (100, 1.5, 0.1), "faint-patch": (20, 2.0, 0.01)}  # PGD
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The variant, the adversarial part, and what is pasted. What is None has the variant's published value."""
+
+    MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset({"eps", "n_steps"})  # the pattern alone
 
     variant: Annotated[Literal["corners", "faint-patch"], "what the training images carry"] = "corners"
     budget: Annotated[

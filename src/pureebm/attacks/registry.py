@@ -65,6 +65,12 @@ ATTACKS: Mapping[str, AttackEntry] = MappingProxyType(
 SEE_THROUGH = ("narcissus",)
 """Attacks that use `Attacker.through`."""
 
+TRANSFER = ("bullseye-polytope", "feature-collision", "convex-polytope", "hidden-trigger")
+"""Attacks on victims that start from an extractor."""
+
+WITH_EXTRACTORS = (*TRANSFER, "label-consistent")
+"""Attacks that use `Attacker.extractors`."""
+
 
 def find_attack(name: str) -> AttackEntry:
     """The entry of that name. Raises `InputError`, listing the names, if there is none."""

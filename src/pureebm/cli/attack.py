@@ -126,7 +126,10 @@ def _attack(
     verify: Annotated[
         bool, typer.Option("--verify", help="Train small victims with and without the poison, and compare.")
     ] = False,
-    victim: Annotated[str, typer.Option(metavar="NETWORK", help="What --verify trains.")] = "small-resnet",
+    victim: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="What --verify trains (small-resnet; for transfer the extractor)."),
+    ] = None,
     victim_epochs: Annotated[
         int | None, typer.Option(min=0, help="Of the victims' training.", show_default=False)
     ] = None,
@@ -208,7 +211,7 @@ def _run(
     device: str,
     threads: int | None,
     verify: bool,
-    victim: str,
+    victim: str | None,
     victim_epochs: int | None,
     overwrite: bool,
     json_: bool,
@@ -252,7 +255,10 @@ def tell_poisoned(record: JSON) -> None:
         say(f"held out: {len(record['held_out']):,} images stay as they were; train no victim on them (see the record)")
     if "verified" in record:
         _tell_verified(record["verified"])
-    say(f"{record['seconds']:.1f} s -> {record['target']}")
+    place = record["target"]
+    if record["source"]["kind"] == "csv":
+        place += f", a folder with {Path(record['source']['path']).name} in it"
+    say(f"{record['seconds']:.1f} s -> {place}")
 
 
 def goal_in_words(goal: JSON, names: list[str] | None) -> str:

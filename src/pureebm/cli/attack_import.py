@@ -147,7 +147,7 @@ def _run(
     device: str,
     threads: int | None,
     verify: bool,
-    victim: str,
+    victim: str | None,
     victim_epochs: int | None,
     overwrite: bool,
     json_: bool,

@@ -6,6 +6,7 @@ Help texts stand here and not in the settings' classes, since importing those wo
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -97,8 +98,8 @@ def say(text: str) -> None:
 
 
 def emit(result: JSON) -> None:
-    """The one JSON object of a command, on stdout."""
-    print(json.dumps(result), flush=True)
+    """The one JSON object of a command, on stdout. A number that is not finite is null there: JSON has no other."""
+    print(json.dumps(_finite(result), allow_nan=False), flush=True)
 
 
 def parse_batch_size(text: str) -> int | None:
@@ -264,6 +265,14 @@ def use_threads(n_threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(n_threads)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _steps(text: str, model: LoadedModel) -> int:

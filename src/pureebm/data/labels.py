@@ -49,7 +49,7 @@ Labels = NDArray[np.int64]
 
 
 def read_labeled_source(
-    path: Path, *, size: int | None = None, limit: int | None = None
+    path: Path, *, size: int | None = None, limit: int | None = None, eight_bit: bool = False
 ) -> tuple[Tensor, Tensor, list[str] | None, list[str]]:
     """Every image of a source with its label.
 
@@ -57,6 +57,7 @@ def read_labeled_source(
         path: a labeled source, as the table says.
         size: side to which images are cut and averaged down; without it all must have one size.
         limit: only the first so many images.
+        eight_bit: refuse images of 16 bits a color, which are rounded else.
 
     Returns:
         images (N, H, W, 3) uint8, labels (N,) int64 from 0 on, the classes' names where the source knows them (of all
@@ -69,7 +70,7 @@ def read_labeled_source(
     labels, names = labels_of(source)
     n = len(source) if limit is None else min(limit, len(source))
     _refuse_bad_labels(source, labels[:n], names)
-    images, ids = _images(source, n, size)
+    images, ids = _images(source, n, size, eight_bit)
     return images, torch.from_numpy(labels[:n].copy()), names, ids
 
 
@@ -104,7 +105,7 @@ def _eight_bit(pixels: Pixels) -> NDArray[np.uint8]:
     return np.round(pixels / 257).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8, copy=False)
 
 
-def _images(source: Source, n: int, size: int | None) -> tuple[Tensor, list[str]]:
+def _images(source: Source, n: int, size: int | None, eight_bit: bool) -> tuple[Tensor, list[str]]:
     pixels: NDArray[np.uint8] | None = None
     ids: list[str] = []
     failed: list[str] = []
@@ -115,12 +116,16 @@ def _images(source: Source, n: int, size: int | None) -> tuple[Tensor, list[str]
                 failed.append(str(loaded.error))
                 continue
             found = loaded.picture.pixels
+            if eight_bit and found.dtype != np.uint8:
+                raise InputError(
+                    f"{source.path}: {loaded.item.id} has 16 bits a color; convert the set to 8 bits first"
+                )
             image = _eight_bit(found) if size is None else square(found, size)
             pixels = np.empty((n, *image.shape), np.uint8) if pixels is None else pixels
             if image.shape != pixels.shape[1:]:
                 raise InputError(
                     f"{source.path}: images of different sizes, {_extent(pixels[0])} and (of {loaded.item.id!r}) "
-                    f"{_extent(image)}; give one size (--size) to bring them to"
+                    f"{_extent(image)}; bring them to one size first (`pureebm train classifier` does by --size)"
                 )
             pixels[loaded.item.index] = image
     if failed or pixels is None:

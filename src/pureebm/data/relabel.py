@@ -35,6 +35,15 @@ from pureebm.data.unpickle import dumps, loads
 from pureebm.errors import InputError
 
 
+def check_relabels(source: Source) -> None:
+    """Raises `InputError` for a kind whose labels cannot be changed."""
+    if not isinstance(source, FolderSource | NpzSource | CifarSource | TableSource):
+        raise InputError(
+            f"{source.path}: labels of a source of kind {source.kind!r} cannot be changed; give a folder, .npz, CIFAR, "
+            "or Parquet"
+        )
+
+
 def relabel(target: Path, source: Source, changes: Mapping[int, int], names: Sequence[str] | None) -> dict[int, str]:
     """Give items their new labels.
 
@@ -48,6 +57,7 @@ def relabel(target: Path, source: Source, changes: Mapping[int, int], names: Seq
     """
     if not changes:
         return {}
+    check_relabels(source)
     match source:
         case FolderSource():
             assert names is not None
@@ -58,8 +68,6 @@ def relabel(target: Path, source: Source, changes: Mapping[int, int], names: Seq
             _relabel_cifar(target, source, changes)
         case TableSource():
             _relabel_table(target, source, changes, names)
-        case _:
-            raise InputError(f"{source.path}: labels of a source of kind {source.kind!r} cannot be changed")
     return {}
 
 

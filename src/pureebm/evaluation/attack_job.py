@@ -16,14 +16,23 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
-from pureebm.attacks.registry import SEE_THROUGH, find_attack
+from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, check_numbers
+from pureebm.attacks.registry import SEE_THROUGH, TRANSFER, WITH_EXTRACTORS, find_attack
+from pureebm.attacks.targets import choose_goal
 from pureebm.classifiers.networks import check_network_name
 from pureebm.data.labels import read_labeled_source
 from pureebm.data.open import open_source
+from pureebm.data.relabel import check_relabels
 from pureebm.energy.weights import load_model
 from pureebm.errors import InputError
-from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, load_extractors, write_poisoned
+from pureebm.evaluation.poisoned_set import (
+    DEFAULT_VICTIM,
+    PoisonSettings,
+    SourceSet,
+    load_extractors,
+    refuse_victim_of_transfer,
+    write_poisoned,
+)
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.surrogates import Surrogates
 from pureebm.purify.through import Through, differentiable
@@ -69,19 +78,28 @@ def run_attack(
         InputError: source, target, means or config are refused; nothing was written.
     """
     began, entry = time.perf_counter(), find_attack(name)
+    check_numbers(config)
     if settings.through is not None and name not in SEE_THROUGH:
         raise InputError(f"only {', '.join(SEE_THROUGH)} optimizes through a purifier; leave --through out for {name}")
     if settings.through_steps is not None and settings.through is None:
         raise InputError("--through-steps are of the purifier that --through names; give one")
-    for network in (settings.surrogate, settings.victim):
+    if settings.extractors and name not in WITH_EXTRACTORS:
+        raise InputError(f"only {', '.join(WITH_EXTRACTORS)} use an extractor; leave --extractor out for {name}")
+    if name in TRANSFER:
+        refuse_victim_of_transfer(settings)
+    for network in (settings.surrogate, settings.victim or DEFAULT_VICTIM):
         check_network_name(network)
     opened = open_source(source)
+    if not entry.clean_label:
+        check_relabels(opened)
     there = check_places(opened, target, overwrite=settings.overwrite)
-    data = SourceSet.read(opened, test=settings.test, limit=settings.limit)
+    data = SourceSet.read(opened, test=settings.test, limit=settings.limit, eight_bit=True)
     if data.test is None:
         held_out, _ = hold_out(len(data.ids), seed=settings.seed)
         data = replace(data, held_out=held_out, test=data.part(held_out))
     train = data.part(data.rows)
+    if entry.kind == "triggerless":
+        _refuse_known_targets(train, data.test, config, seed=settings.seed)
     through, told = _through(settings)
     attacker = replace(_attacker(data, settings, report), through=through)
     report(f"{name}: {len(train):,} training images of {train.n_classes} classes")
@@ -93,7 +111,8 @@ def run_attack(
         {"attack": name, "config": dataclasses.asdict(config), "crafting": poisoned.record | told},
         settings,
         began=began,
-        extractors=attacker.extractors,
+        extractors=attacker.extractors if name in TRANSFER else (),
+        recipe="fine-tune" if getattr(config, "layers", None) == "fine-tune" else None,
         report=report,
         command=command,
     )
@@ -106,6 +125,18 @@ def hold_out(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     count = max(1, round(HELD_OUT * n))
     return order[:count].sort().values, order[count:].sort().values
+
+
+def _refuse_known_targets(train: LabeledSet, test: LabeledSet | None, config: Any, *, seed: int) -> None:
+    """A victim that trains on a target, under its true label, learns what it shows. Raises `InputError`."""
+    n_targets = getattr(config, "n_targets", 1)
+    goal, rows = choose_goal(test, config.intended_class, config.target_index, seed=seed, n=n_targets)
+    for row, image in zip(rows, goal.images, strict=True):
+        if (train.images == image).flatten(1).all(dim=1).any():
+            raise InputError(
+                f"the target, image {row} of the test set, is a training image too; give a test set of other images, "
+                "or another --target-index"
+            )
 
 
 def _through(settings: AttackSettings) -> tuple[Through | None, JSON]:

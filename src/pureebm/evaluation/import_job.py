@@ -25,7 +25,14 @@ from pureebm.classifiers.networks import check_network_name
 from pureebm.data.durable import write_file
 from pureebm.data.open import open_source
 from pureebm.errors import InputError
-from pureebm.evaluation.poisoned_set import PoisonSettings, SourceSet, load_extractors, write_poisoned
+from pureebm.evaluation.poisoned_set import (
+    DEFAULT_VICTIM,
+    PoisonSettings,
+    SourceSet,
+    load_extractors,
+    refuse_victim_of_transfer,
+    write_poisoned,
+)
 from pureebm.purify.workplace import check_places
 from pureebm.types import JSON
 
@@ -82,7 +89,8 @@ def run_import(
             poisonings is meant; nothing was written.
     """
     began = time.perf_counter()
-    check_network_name(settings.victim)
+    check_network_name(settings.victim or DEFAULT_VICTIM)
+    refuse_victim_of_transfer(settings)
     if settings.verify and settings.test is None:
         raise InputError("--verify measures on images that nobody trains on; give them by --test")
     opened = open_source(source)

@@ -17,6 +17,9 @@ from pureebm.training.classifier import ClassifierConfig, predict, train_classif
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
 
+VICTIM_SEED = 1_000_000
+"""Added to the seed: with the attacker's own seeds, a victim would be its surrogate, weight for weight."""
+
 
 def verify(
     poisoned: Poisoned,
@@ -24,31 +27,35 @@ def verify(
     test: LabeledSet,
     *,
     network: str = "small-resnet",
-    recipe: str = "fast",
+    recipe: str | None = None,
     epochs: int | None = None,
     extractor: Classifier | None = None,
     seed: int = 0,
     device: str = "cpu",
     report: Callable[[str], None] = lambda line: None,
 ) -> JSON:
-    """Train a victim on `data` and one on the poisoned set, with the same seed, and ask both.
+    """Train a victim on `data` and one on the poisoned set, with the same seed, no surrogate's, and ask both.
 
     Args:
         data: the training set before the attack.
         test: untouched images that no victim trains on.
-        network, recipe, epochs: the victims', by name; epochs None: the recipe's.
-        extractor: transfer instead: both victims are this network with a fresh head, which alone is trained.
+        network, recipe, epochs: the victims', by name; recipe None: "fast", with an extractor "linear-transfer"; epochs
+            None: the recipe's.
+        extractor: transfer instead: both victims are this network with a fresh head; the recipe says what is trained.
+        seed: the attack's.
 
     Returns:
         "clean" and "poisoned", each with "accuracy" on `test` and, but for availability, "success" in 0..1 and
         "still_true" (attacked images that are still read as what they show); "success" and "floor" again on top;
         for targets, "predicted" classes; "victim": how they were trained.
     """
-    config = find_recipe("linear-transfer" if extractor is not None else recipe, epochs=epochs)
+    recipe = recipe or ("fast" if extractor is None else "linear-transfer")
+    seed += VICTIM_SEED
+    config = find_recipe(recipe, epochs=epochs)
     config = replace(config, batch_size=min(config.batch_size, max(1, len(data) // 4)))
     result: JSON = {"victim": {"network": network, "recipe": recipe, "epochs": config.epochs, "seed": seed}}
     if extractor is not None:
-        result["victim"] |= {"network": type(extractor).__name__, "recipe": "linear-transfer"}
+        result["victim"] |= {"network": type(extractor).__name__}
     for name, training_set in (("clean", data), ("poisoned", poisoned.apply(data))):
         victim = _train(training_set, network, config, extractor, seed, device)
         result[name] = {

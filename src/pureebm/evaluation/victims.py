@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pureebm.attacks.base import Attacker, LabeledSet, Poisoned
+from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, check_numbers
 from pureebm.attacks.registry import SEE_THROUGH, find_attack
 from pureebm.classifiers.base import Classifier
 from pureebm.classifiers.networks import build_network, check_network_name, replace_head
@@ -132,7 +132,9 @@ def attack_config(scenario: Scenario, goal: AimedAt) -> tuple[ModuleType, Any]:
     own = {one.name for one in fields(module.Config)}
     wanted = {name if name in own else "intended_class": label for name, label in goal.overrides.items()}
     changes = {**scenario.config, **wanted, **({"budget": scenario.budget} if "budget" in own else {})}
-    return module, _changed(module.Config(), changes, f"attack {scenario.attack!r}")
+    config = _changed(module.Config(), changes, f"attack {scenario.attack!r}")
+    check_numbers(config)
+    return module, config
 
 
 def check_scenario(scenario: Scenario) -> None:

@@ -510,7 +510,7 @@ def _settle(source: Source, stage: Stage, config: JobConfig, recorded: JSON | No
         "source": source.describe(),
         "versions": {"pureebm": version("pureebm"), "torch": torch.__version__},
     }
-    if recorded is not None and recorded["images"] == images:
+    if recorded is not None and recorded.get("images") == images:  # none: an attack was cut off here
         settings |= {name: recorded[name] for name in ("batch_size", "chunk_items")}
         if recorded["on_error"] == "fail":  # nothing has failed so far: the answer to failures may change freely
             recorded["on_error"] = config.on_error

@@ -343,7 +343,7 @@ def _check(images: Tensor, labels: Tensor, config: ClassifierConfig, workers: Wo
     if config.batch_size < workers.count:
         raise InputError(f"a batch of {config.batch_size} cannot be shared by {workers.count} processes")
     if not _n_batches(len(images), config, workers):
-        raise InputError(f"{len(images)} images are fewer than one batch of {config.batch_size}; lower batch_size")
+        raise InputError(f"{len(images)} images are fewer than one batch of {config.batch_size}; give more images")
 
 
 def _n_batches(n_images: int, config: ClassifierConfig, workers: Workers) -> int:
