@@ -67,7 +67,8 @@ def _summary(cards: Sequence[JSON], found: Sequence[Block]) -> list[tuple[str, s
     hours = sum(card["wall_seconds"] for card in cards) / 3600
     attacked = {card["key"] for card in cards if card["attack"] != "none"}
     time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-    victims = str(len(cards))
+    shared = {(card["key"], card["defence_hash"], card["seed"]) for card in cards if card.get("sharing", 1) > 1}
+    victims = str(len(shared) + sum(card.get("sharing", 1) == 1 for card in cards))
     defenses = str(len({card["defence"] for card in cards}))
     return [("victims trained", victims), ("scenarios", str(len(attacked))), ("defenses", defenses), ("compute", time)]
 
