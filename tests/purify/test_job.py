@@ -13,8 +13,11 @@ import pytest
 from PIL import Image
 from tests.purify.job_fakes import FakeSource, Shift, tree, write_source
 
+from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import InputError, Interrupted, ItemError, MismatchError
 from pureebm.purify.job import JobConfig, JobProgress, plan, run
+from pureebm.purify.stages import LangevinStage
+from pureebm.sampling.langevin import LangevinConfig
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 CONFIG = JobConfig(batch_size=2)  # of 32x32, so 8 of 16x16
@@ -420,3 +423,14 @@ def test_failures_are_in_the_progress_when_they_happen(tmp_path: Path) -> None:
     path = write_source(tmp_path / "in" / "set.npy", 6)
     run(FakeSource(path, broken=[1, 4]), tmp_path / "out", Shift(), JobConfig(batch_size=2), progress=seen.append)
     assert seen[-1].failed == 2
+
+
+def test_images_that_met_stronger_noise_are_counted_in_record_and_report(tmp_path: Path) -> None:
+    model = load_model(DEFAULT_MODEL)
+    stage = LangevinStage(model.energy, LangevinConfig(**model.card["sampler"]), precision="float32")
+    flat, noisy = np.full((6, 32, 32, 3), 90, np.uint8), np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3))
+    np.savez(tmp_path / "in.npz", images=np.concatenate([flat, noisy.astype(np.uint8)]))
+    record = run(tmp_path / "in.npz", tmp_path / "out.npz", stage, JobConfig())
+    assert record.notes == ["stronger noise for images that look unnatural: 4 of 10"] and record.exit_code == 0
+    page = (tmp_path / "out.npz.pureebm" / "pureebm-report.html").read_text()
+    assert "4 look less natural than most" in page and "of another kind" in page

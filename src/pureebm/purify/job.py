@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import pickle
 import platform
 import shutil
@@ -382,8 +383,20 @@ class _Job:
             self._report(0)
         if failures and self.config.on_error == "fail":
             raise _refusal(failures[0])
-        cost |= {"stage": work.seconds, "batches": dict(work.shapes)}
+        cost |= {"stage": work.seconds, "batches": dict(work.shapes), "louder": self._louder(outcomes)}
         return outcomes
+
+    def _louder(self, outcomes: Sequence[Outcome]) -> int:
+        """How many images met more noise than one that looks natural, where noise adapts (`sampling.langevin`)."""
+        stage = self.settings["stage"]
+        above = stage.get("adapt_above") if stage["stage"] == "langevin" else None
+        if not above:
+            return 0
+        least = above**2 / 2 * 3  # energy of a pixel of three colors
+        return sum(
+            one.pixels is not None and (one.energy_before or 0.0) > least * math.prod(one.pixels.shape[:2])
+            for one in outcomes
+        )
 
     def _store(self, chunk: int, sink: Sink, outcomes: list[Outcome], cost: JSON) -> None:
         """Bytes first, journal last: a chunk without its journal entry is simply done again."""
@@ -421,7 +434,7 @@ class _Job:
             target=str(self.place.target),
             counts=counts,
             warnings=_warnings(counts, steps, self.settings["source"]),
-            notes=_notes(self.settings["source"]),
+            notes=_notes(self.settings["source"]) + _louder_note(self._n_louder(chunks), counts["purified"]),
             steps=steps,
             settings=self.settings,
             batches=dict(sum((Counter(cost["batches"]) for cost in costs), Counter())),
@@ -435,6 +448,9 @@ class _Job:
             source=str(self.source.path.resolve()),
         )
 
+    def _n_louder(self, chunks: Iterable[int]) -> int:
+        return sum(self.place.journal.cost(chunk).get("louder", 0) for chunk in chunks)
+
     def _write_side(self, side: Path, record: RunRecord, n_chunks: int) -> None:
         """Manifest, report and record, in the order in which each needs the one before."""
         journal = self.place.journal
@@ -442,7 +458,13 @@ class _Job:
         write_durably(
             side / REPORT_NAME,
             lambda file: write_report(
-                file, journal, n_chunks, settings=self.settings, counts=record.counts, warnings=record.warnings
+                file,
+                journal,
+                n_chunks,
+                settings=self.settings,
+                counts=record.counts,
+                warnings=record.warnings,
+                louder=self._n_louder(range(n_chunks)),
             ),
         )
         write_json(side / RECORD_NAME, record.to_json())
@@ -638,6 +660,10 @@ def _warnings(counts: dict[str, int], steps: int | None, source: JSON) -> list[s
 def _notes(source: JSON) -> list[str]:
     told = {"passed_on": "passed on as they are", "unpurified_image_columns": "image columns that were not purified"}
     return [f"{words}: {listed}" for key, words in told.items() if (listed := _listed(source.get(key)))]
+
+
+def _louder_note(louder: int, purified: int) -> list[str]:
+    return [f"stronger noise for images that look unnatural: {louder:,} of {purified:,}"] if louder else []
 
 
 def _listed(names: JSON | list[str] | None) -> str:

@@ -40,6 +40,7 @@ N_SHOWN = 4  # of each kind
 LARGEST_SHOWN = 160  # px; larger pictures show their center
 N_FAILURES = 200
 AMPLIFIED = 4
+MANY_LOUDER = 0.3  # share of images with stronger noise above which the page says that the set is unusual
 KINDS = ("Changed most", "Highest energy before", "Any")
 BEFORE_COLOR, AFTER_COLOR = "#c2703d", "#1f6f8b"
 
@@ -64,9 +65,16 @@ class Album:
 
 
 def write_report(
-    file: BinaryIO, journal: Journal, n_chunks: int, *, settings: JSON, counts: dict[str, int], warnings: Sequence[str]
+    file: BinaryIO,
+    journal: Journal,
+    n_chunks: int,
+    *,
+    settings: JSON,
+    counts: dict[str, int],
+    warnings: Sequence[str],
+    louder: int = 0,
 ) -> None:
-    """Make the page of all rows in the journal."""
+    """Make the page of all rows in the journal. louder: how many images met noise that grew with their residual."""
     rows = _Rows.read(journal, n_chunks)
     shown = rows.shown()
     pictures = _read_pictures(journal, [index for _, indices in shown for index in indices], settings["chunk_items"])
@@ -75,7 +83,7 @@ def write_report(
     name = settings["source_name"]
     page = _template().render(
         title=f"Purified: {name}" if counts["purified"] else f"Not purified: {name}",
-        sentence=_sentence(counts, settings, rows),
+        sentence=_sentence(counts, settings, rows, louder),
         counts=[
             (label, counts.get(key, 0))
             for key, label in _COUNTS
@@ -215,7 +223,7 @@ def _data_uri(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(_png(pixels)).decode()
 
 
-def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows) -> str:
+def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows, louder: int) -> str:
     """What happened, in plain words."""
     steps = n_steps(settings["stage"])
     how = f" by {steps} Langevin steps each" if steps is not None else ""
@@ -228,6 +236,13 @@ def _sentence(counts: dict[str, int], settings: JSON, rows: _Rows) -> str:
     both = np.isfinite(rows.before) & np.isfinite(rows.after) & ~np.isnan(rows.psnr)  # those that were purified
     if both.any():
         parts.append(f"The energy fell in {np.mean(rows.after[both] < rows.before[both]):.1%} of them.")
+    if louder:
+        parts.append(f"{louder:,} look less natural than most, and were purified with stronger noise.")
+        if louder > MANY_LOUDER * counts["purified"]:
+            parts.append(
+                "So many say that the whole set is noisier than what the model knows, or of another kind: look at the "
+                "pictures below before you train on the result."
+            )
     if counts["failed"]:
         done = "left out of" if counts["skipped"] else "passed on as they were to"
         parts.append(f"{counts['failed']:,} could not be purified and were {done} the target.")
