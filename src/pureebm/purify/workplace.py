@@ -61,7 +61,7 @@ def check_places(source: Source, target: Path, *, overwrite: bool) -> Path:
         what = "exists and is complete" if _is_ours(side_folder(there, source.single_file)) else "exists"
         raise InputError(f"the target {target} {what}; name another, or replace it with --overwrite")
     side = side_folder(there, source.single_file)
-    if overwrite and exists(there) and not _is_ours(side):
+    if overwrite and exists(there) and not _is_ours(side) and not Workplace(there).committing():
         raise InputError(f"no {' or '.join(OUR_RECORDS)} in {side}: not ours to overwrite; remove {target} yourself")
     return there
 
@@ -110,6 +110,10 @@ class Workplace:
                 plan: JSON = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
                 return plan
         return None
+
+    def committing(self) -> bool:
+        """A job was cut off while it put its target in place; what it replaces may have moved aside in part."""
+        return self._commit.exists()
 
     def left_over(self) -> bool:
         """The target has taken its place and only the cleaning up was cut off."""
