@@ -12,20 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pureebm.diffusion.process import PAPER_LEVEL
+from pureebm.diffusion.weights import unet_config
 from pureebm.purify.baselines import baseline
 from pureebm.sampling.langevin import PAPER_STEP_SIZE, PAPER_TEMPERATURE
 
-PAPER_UNET = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 2,
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-}
-"""PureGen's network (arXiv 2405.18627): 114 million weights."""
-PAPER_LEVEL = 75  # reverse steps
+PAPER_WIDTHS = (128, 128, 256, 256, 512, 512)
+"""Of PureGen's network (arXiv 2405.18627), two blocks each: 114 million weights."""
 DDPM_IMAGES = 8
 
 
@@ -82,7 +75,8 @@ def _diffusers(images: Tensor) -> Callable[[], object]:
     import diffusers
 
     parts: Any = diffusers
-    network = parts.UNet2DModel(**PAPER_UNET).eval().requires_grad_(False).to(images.device)
+    config = unet_config(widths=PAPER_WIDTHS, layers=2, patch=1, size=32, attention=True)
+    network = parts.UNet2DModel(**config).eval().requires_grad_(False).to(images.device)
     scheduler = parts.DDPMScheduler(num_train_timesteps=1000)
 
     @torch.no_grad()
