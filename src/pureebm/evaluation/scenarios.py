@@ -95,6 +95,8 @@ class Scenario:
             )
         if self.targets < 0 or any(seed < 0 for seed in (*self.seeds, *self.classes, self.attack_seed)):
             raise InputError(f"scenario {self.name!r}: targets, classes and seeds must be 0 or more")
+        if self.through_steps is not None and self.through is None:
+            raise InputError(f"scenario {self.name!r}: through_steps are of the purifier that through names; give one")
         own = sorted({"budget", "target_class", "intended_class"} & self.config.keys())
         if own:
             raise InputError(f"scenario {self.name!r}: {', '.join(own)} in config: the scenario says it by itself")
