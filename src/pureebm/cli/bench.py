@@ -30,7 +30,7 @@ OWN_OPTIONS = ("quick", "diagnosis")
 """Suites that are no files of scenarios."""
 
 SuiteName = Annotated[
-    str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, claims, paper, or a file.")
+    str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, claims, paper, a file.")
 ]
 Cache = Annotated[Path, typer.Option(help="Folder for purified images, poisons and surrogates; may be deleted.")]
 Quoted = Annotated[
