@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from math import comb
+from math import comb, sqrt
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from pureebm.evaluation.metrics import (
     accuracy,
     auroc,
     bootstrap_interval,
+    frechet_distance,
     mean_l2,
     paired_share,
     poison_success,
@@ -130,3 +131,34 @@ def test_wilsons_interval_solves_its_equation_and_covers_as_it_promises() -> Non
         if wilson_interval(k, 20)[0] <= 0.3 <= wilson_interval(k, 20)[1]
     )
     assert 0.92 < covered < 0.99
+
+
+def spread(mean: torch.Tensor, deviations: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """2 D points of exactly this mean and the covariance turn diag(deviations^2) turn^T."""
+    n = 2 * len(mean)
+    axes = (turn * deviations).T * sqrt((n - 1) / 2)
+    return mean + torch.cat([axes, -axes])
+
+
+def test_the_frechet_distance_is_that_of_normal_distributions_in_closed_form() -> None:
+    # Where the covariances have common axes it is |m1 - m2|^2 + sum (s1 - s2)^2, in any rotation.
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    means = torch.tensor([[0.0, 1, 2, 3], [1.0, 1, 2, 1]], dtype=torch.float64)
+    one, other = torch.tensor([[1.0, 2, 0.5, 0], [3.0, 2, 0, 0]], dtype=torch.float64)
+    expected = 5 + (one - other).square().sum().item()
+    assert frechet_distance(spread(means[0], one, turn), spread(means[1], other, turn)) == pytest.approx(expected)
+    # Axes turned by 45 degrees: C1 = diag(9, 1), C2 = [[5, 4], [4, 5]]; C1 C2 has trace 50 and determinant 81, so
+    # the roots of its eigenvalues sum to sqrt(50 + 2 * 9).
+    half = sqrt(0.5)
+    corner = torch.tensor([[half, half], [half, -half]], dtype=torch.float64)
+    straight = spread(torch.zeros(2), torch.tensor([3.0, 1]), torch.eye(2))
+    turned = spread(torch.zeros(2), torch.tensor([3.0, 1]), corner)
+    assert frechet_distance(straight, turned) == pytest.approx(20 - 2 * sqrt(68))
+    assert frechet_distance(turned, straight) == pytest.approx(20 - 2 * sqrt(68))
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_nothing_and_one_image_has_none() -> None:
+    points = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    assert abs(frechet_distance(points, points)) < 1e-9
+    with pytest.raises(InputError, match="at least 2 images, got 1 and 50"):
+        frechet_distance(points[:1], points)

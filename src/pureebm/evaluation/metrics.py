@@ -1,4 +1,5 @@
-"""What tables hold: rates in 0..1, PSNR in dB, the share of a perturbation that survives, AUROC, intervals of means."""
+"""What tables hold: rates in 0..1, PSNR in dB, the share of a perturbation that survives, AUROC, intervals of means;
+and the Frechet distance of two sets of features."""
 
 from __future__ import annotations
 
@@ -143,3 +144,35 @@ def auroc(negatives: Tensor, positives: Tensor) -> float:
 def paired_share(originals: Tensor, changed: Tensor) -> float:
     """Share of pairs in which the changed image lies strictly above its own original."""
     return (changed > originals).double().mean().item()
+
+
+def frechet_distance(points: Tensor, others: Tensor) -> float:
+    """Frechet distance of the normal distributions that have the means and covariances of two sets of features.
+
+        |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((S C2 S)^(1/2)),  S = C1^(1/2)
+
+    In float64, by eigenvalues: S C2 S is symmetric and has those of C1 C2. With n images it is too large by about
+    tr(C) / n even if both are of one distribution: compare sets of equal size, and only under one network of features.
+
+    Args:
+        points, others: (N, D) and (M, D), at least 2 rows each.
+
+    Raises:
+        InputError: a set has fewer than 2 rows.
+
+    Source: Heusel et al., arXiv 1706.08500. Differs: any features; theirs are of an Inception network, and so are the
+        published figures, which do not compare with these.
+    """
+    if min(len(points), len(others)) < 2:
+        raise InputError(f"a covariance needs at least 2 images, got {len(points)} and {len(others)}")
+    (mean, cov), (other_mean, other_cov) = _moments(points), _moments(others)
+    values, vectors = torch.linalg.eigh(cov)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    common = torch.linalg.eigvalsh(root @ other_cov @ root).clamp(min=0).sqrt().sum()
+    return ((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * common).item()
+
+
+def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), n - 1, of (N, D) features."""
+    centered = points.double() - points.double().mean(dim=0)
+    return points.double().mean(dim=0), centered.T @ centered / (len(points) - 1)
