@@ -126,7 +126,9 @@ def test_a_file_is_read_by_its_path_and_a_bad_name_tells_the_bundled_ones(tmp_pa
     path.write_text("[[scenario]\n")
     with pytest.raises(InputError, match="mine.toml is not TOML"):
         load_suite(path)
-    with pytest.raises(InputError, match="unknown suite 'cpus': .* the bundled ones are smoke, cpu, claims, paper"):
+    with pytest.raises(
+        InputError, match="unknown suite 'cpus': .* the bundled ones are smoke, cpu, claims, mid-run, paper"
+    ):
         load_suite("cpus")
 
 

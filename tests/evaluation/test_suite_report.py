@@ -6,9 +6,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pureebm.evaluation.plots import energy_plot, success_plot
+from pureebm.evaluation.plots import energy_plot, steps_plot, success_plot
 from pureebm.evaluation.report import write_report
 from pureebm.evaluation.tables import COLUMNS, blocks, cells, make_rows
+from pureebm.types import JSON
 
 from .conftest import Smoke
 from .test_tables import card
@@ -84,3 +85,17 @@ def test_equal_rows_give_equal_plots_and_rows_without_success_give_none() -> Non
     energies = {"clean": np.zeros(5, dtype=np.float32), "purified": np.ones(5, dtype=np.float32)}
     assert energy_plot(energies) == energy_plot(energies)
     assert energy_plot(dict.fromkeys(energies, energies["clean"])).startswith("<svg")  # no spread at all
+
+
+def test_lengths_of_one_chain_make_a_pair_of_curves_from_no_defense_on() -> None:
+    def chain(n_steps: int, options: str = "step_size=0.1") -> JSON:
+        name = f"pureebm:steps={n_steps},{options}"
+        return card(defence=name, defence_hash=name, settings={"n_steps": n_steps})
+
+    one = [card(), *map(chain, (1, 5, 20))]
+    assert steps_plot(make_rows(one)) is None  # too few for a curve
+    other = [card(defence="pureebm", defence_hash="5", settings={"n_steps": 5})]  # its own chain, not a length of that
+    plot = steps_plot(make_rows([*one, chain(2000), *other]))
+    assert plot is not None and plot.count("poison success") == 1 and plot.count("natural accuracy") == 1
+    two = steps_plot(make_rows([*one, chain(2000), *(chain(n, "noise=0") for n in (1, 5, 20, 50))]))
+    assert two is not None and two.count("poison success") == 2 and "pureebm:noise=0" in two

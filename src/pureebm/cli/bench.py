@@ -1,7 +1,7 @@
 """`pureebm bench`: measure purifiers by the victims of poisoned data; every result is a JSON card.
 
 Two kinds of suite: `quick` and `diagnosis`, whose options stand on the command line, and files of scenarios times
-defenses (`smoke`, `cpu`, `claims`, `paper`, or one's own TOML).
+defenses (`smoke`, `cpu`, `claims`, `mid-run`, `paper`, or one's own TOML).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ OWN_OPTIONS = ("quick", "diagnosis")
 """Suites that are no files of scenarios."""
 
 SuiteName = Annotated[
-    str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, claims, paper, a file.")
+    str,
+    typer.Option(
+        "--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, claims, mid-run, paper, FILE."
+    ),
 ]
 Cache = Annotated[Path, typer.Option(help="Folder for purified images, poisons and surrogates; may be deleted.")]
 Quoted = Annotated[
@@ -86,9 +89,9 @@ def run_suite(
 ) -> None:
     """Run a suite; cards that exist are not computed again, so a killed run repeated goes on.
 
-    smoke, cpu, claims, paper and TOML files say themselves what is run; of the options above they take --defence,
-    --only and --max-minutes. quick and diagnosis take the others; without --defence and --model, they run undefended
-    victims.
+    smoke, cpu, claims, mid-run, paper and TOML files say themselves what is run; of the options above they take
+    --defence, --only and --max-minutes. quick and diagnosis take the others; without --defence and --model, they run
+    undefended victims.
     """
     place = options.parse_device(device)
     options.use_threads(threads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,38 @@ def _point(axes: Axes, row: Row, marker: str) -> None:
     axes.plot(
         [x], [y], marker, color=color, markerfacecolor=face, markersize=7, linestyle="none", label=label, zorder=2
     )
+
+
+FEWEST_LENGTHS = 4
+"""Numbers of updates that one chain must have been measured at for a curve."""
+
+
+def steps_plot(rows: Sequence[Row]) -> Markup | None:
+    """Poison success and natural accuracy against the number of updates, a pair of curves for each chain that was
+    measured at several; no defense stands at 0. None where there is no such chain."""
+    chains: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("n_steps") is not None and "steps=" in row["defence"]:
+            chains.setdefault(re.sub(r"steps=\d+,?", "", row["defence"]), []).append(row)
+    chains = {name: part for name, part in chains.items() if len(part) >= FEWEST_LENGTHS}
+    if not chains:
+        return None
+    start = [row | {"n_steps": 0} for row in rows if row["defence"] == "none"]
+
+    def draw(axes: Axes) -> None:
+        for number, (name, part) in enumerate(chains.items()):
+            ordered = sorted(start + part, key=lambda row: row["n_steps"])
+            steps, marker = [row["n_steps"] for row in ordered], MARKERS[number % len(MARKERS)]
+            for key, color in (("poison_success", COLORS["none"]), ("natural_accuracy", OURS)):
+                values = [math.nan if row[key] is None else 100 * row[key] for row in ordered]
+                label = key.replace("_", " ") + (f", {name}" if len(chains) > 1 else "")
+                axes.plot(steps, values, marker=marker, color=color, markersize=5, label=label)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set(xlabel="updates", ylabel="%", ylim=(-2, 102))
+        axes.grid(color="#e6e9ed", linewidth=0.8)
+        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.02, 0.5), borderaxespad=0)
+
+    return _svg(draw, width=5.8, height=3.2, right=0.7)
 
 
 def energy_plot(energies: Mapping[str, NDArray[np.float32]]) -> Markup:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pureebm.data.durable import write_file
 from pureebm.errors import InputError
-from pureebm.evaluation.plots import energy_plot, success_plot
+from pureebm.evaluation.plots import energy_plot, steps_plot, success_plot
 from pureebm.evaluation.runner import exhibit_path
 from pureebm.evaluation.scenarios import Suite
 from pureebm.evaluation.tables import COLUMNS, LEGEND, Block, Row, blocks, cells, make_rows, quoted_rows, sources
@@ -96,6 +96,7 @@ def _plots(rows: Sequence[Row]) -> list[JSON]:
     parts = {"Measured here": [row for row in rows if not row["quoted"]]}
     parts["† As published"] = [row for row in rows if row["quoted"]]
     drawn = [{"name": name, "svg": success_plot(part)} for name, part in parts.items()]
+    drawn.append({"name": "Against the number of updates", "svg": steps_plot(parts["Measured here"])})
     return [plot for plot in drawn if plot["svg"] is not None]
 
 

@@ -34,7 +34,7 @@ from typing import Annotated, Any
 from pureebm.errors import InputError
 from pureebm.types import JSON
 
-BUNDLED = ("smoke", "cpu", "claims", "paper")
+BUNDLED = ("smoke", "cpu", "claims", "mid-run", "paper")
 """Suites of the package: `suites/NAME.toml`."""
 
 

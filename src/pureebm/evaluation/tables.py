@@ -59,6 +59,7 @@ def _row(cards: Sequence[JSON]) -> Row:
     row |= {"clean_floor": _mean(_by_goal(cards, "clean_floor")), "runs": len(victims), "quoted": False}
     for key in ("defence_seconds", "train_seconds", "defence_peak_mb", "train_peak_mb", "still_true", "l2", "psnr"):
         row[key] = _mean(_by_goal(cards, key))
+    row["n_steps"] = first.get("settings", {}).get("n_steps")
     row |= {"key": first["key"], "clean_key": first["clean_key"], "regime": first["regime"], "kind": first["kind"]}
     row |= {"goals": len(success) or len(natural), "poison_success_seed_sd": _spread(list(success.values()))}
     row["poison_success_interval"] = _interval(_means(success), first["kind"])
