@@ -6,7 +6,7 @@ VENV ?= .venv
 CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format clean tables faults fuzz determinism
+.PHONY: demo test test-slow lint format clean site pictures tables faults fuzz determinism
 
 demo: $(CORE)
 	$(VENV)/bin/pureebm demo
@@ -25,6 +25,14 @@ lint: $(READY)
 format: $(READY)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# The site of docs/, in build/site: any web server shows it, and a browser without one all but its search.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+# The pictures of docs/how-it-works.md.
+pictures: $(READY)
+	$(VENV)/bin/python docs/pictures.py
 
 # The tables of README and docs, from the cards in results/.
 tables: $(READY)
