@@ -198,6 +198,20 @@ def test_an_image_with_a_larger_residual_gets_noise_by_a_power_of_it() -> None:
     torch.testing.assert_close(alone / alike[2:3], factor[2:3])
 
 
+def test_the_factor_of_an_image_fades_along_the_chain_and_every_image_ends_alike() -> None:
+    # E = |x|^2 / 2, three updates: a restatement by hand, with the factors 2^1, 2^(1/2), 2^0
+    image, noise = torch.full((1, 3, 16, 16), 0.2), CounterNoise(0, "a")
+    config = LangevinConfig(n_steps=3, step_size=0.1, temperature=0.05, noise=0.5, initial_noise=0.01, adapt_above=0.1)
+    x = image + 0.01 * 2 * noise(0, image)
+    for step, factor in enumerate((2.0, 2**0.5, 1.0)):
+        x = x - 0.1**2 / (2 * 0.05) * x + 0.5 * 0.1 * factor * noise(step + 1, x)
+    torch.testing.assert_close(langevin(Residual(), image, config, noise=noise), x)
+    stays = replace(config, adapt_fades=False)
+    assert [stays.fade(step) for step in range(3)] == [1.0, 1.0, 1.0]
+    assert not torch.allclose(langevin(Residual(), image, stays, noise=noise), x, atol=0.01)
+    assert replace(config, n_steps=1).fade(0) == 1.0
+
+
 def test_noise_that_adapts_needs_an_energy_that_measures_a_residual() -> None:
     config = LangevinConfig(n_steps=1, adapt_above=0.1)
     with pytest.raises(InputError, match="adapt_above needs an energy that measures a residual"):

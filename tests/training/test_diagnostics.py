@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from pureebm.sampling.langevin import LangevinConfig
+from pureebm.energy.networks import LocalEnergy
+from pureebm.sampling.langevin import LangevinConfig, langevin, residual_size
+from pureebm.training.validation import RepeatedNoise
 from pureebm.training.diagnostics import chain, draw_diagnostics, measure_distances, suggest_steps
 from pureebm.training.scalars import ScalarLog, read_scalars
 
@@ -52,6 +55,18 @@ def test_a_chain_has_every_state_and_goes_on_at_the_end_of_its_schedule():
         value *= 1 - step_size**2 / 2
         expected.append(value)
     assert [state.mean().item() for state in states] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("fades", [True, False])
+def test_a_chain_is_the_samplers_also_where_its_noise_adapts(fades):
+    torch.manual_seed(0)
+    energy = LocalEnergy((4,), (1,), residual=True)
+    torch.nn.init.normal_(energy.head.weight, std=0.2)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    config = LangevinConfig(n_steps=3, step_size=0.1, temperature=0.01, initial_noise=0.05, adapt_fades=fades)
+    config = replace(config, adapt_above=float(residual_size(energy, images).min()) / 2)
+    *_, last = chain(energy, images, config, 3, seed=0)
+    torch.testing.assert_close(last, langevin(energy, images, config, noise=RepeatedNoise(0)), rtol=0, atol=1e-5)
 
 
 def test_all_pictures_are_drawn(tmp_path: Path):

@@ -126,7 +126,7 @@ class Student(nn.Module):
         y = coordinates
         if self.initial_noise:
             y = y + self.initial_noise * scale * start
-        y = y + self.gain.float() * scale * later + self.correction(y, later, strength)
+        y = y + self.gain.float() * later + self.correction(y, later, strength)
         return self.whitening.color(y) if self.whitening else y
 
     def correction(self, coordinates: Tensor, later: Tensor, strength: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ class ScoreGraph(nn.Module):
 
 
 class UpdateGraph(nn.Module):
-    """One Langevin update: x, its noise z, two numbers, and (N, 1, 1, 1) how much stronger an image's noise is -> the
-    next x and the same strengths. Those that are 0 are found here, as `langevin` finds them at the start.
+    """One Langevin update: x, its noise z, three numbers, and (N, 1, 1, 1) how much stronger an image's noise is -> the
+    next x and the same strengths. Those that are 0 are found here, as `langevin` finds them at the start. `fade` is
+    their power in this update.
     """
 
     def __init__(self, energy: nn.Module, config: LangevinConfig) -> None:
@@ -63,7 +64,9 @@ class UpdateGraph(nn.Module):
         if config.adapt_above and not getattr(energy, "residual", False):
             raise InputError("adapt_above needs an energy that measures a residual, such as LocalEnergy(residual=True)")
 
-    def forward(self, x: Tensor, z: Tensor, drift: Tensor, scale: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, z: Tensor, drift: Tensor, scale: Tensor, fade: Tensor, level: Tensor
+    ) -> tuple[Tensor, Tensor]:
         values, gradient = self.score(x)
         whitening, above = self.score.whitening, self.config.adapt_above
         fresh = torch.ones_like(level)
@@ -73,7 +76,7 @@ class UpdateGraph(nn.Module):
         level = torch.where(level > 0, level, fresh)
         if whitening:
             gradient, z = whitening.color(whitening.color(gradient)), whitening.color(z)
-        return x - drift * gradient + scale * level * z, level
+        return x - drift * gradient + scale * level.pow(fade) * z, level
 
 
 def export_score(energy: nn.Module, path: Path, *, size: Size | None = None, about: JSON | None = None) -> None:
@@ -104,10 +107,10 @@ def export_sampler(
     if config.n_steps < 1:
         raise InputError("a chain of 0 steps does nothing: there is nothing to export")
     size = _size(energy, size)
-    inputs = {"x": 4, "z": 4, "drift": 0, "scale": 0, "level": 2}
+    inputs = {"x": 4, "z": 4, "drift": 0, "scale": 0, "fade": 0, "level": 2}
     update = _exported(UpdateGraph(energy, config), inputs, ["next", "next_level"], size, _multiple(energy))
     about = (about or {}) | {"noise_first_step": 0 if config.initial_noise else 1}
-    _write(_looped(update, *_schedule(config)), path, about)
+    _write(_looped(update, _schedule(config)), path, about)
 
 
 def export_student(student: Student, path: Path, *, size: Size | None = None, about: JSON | None = None) -> None:
@@ -221,15 +224,17 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _schedule(config: LangevinConfig) -> tuple[list[float], list[float]]:
-    """The drift and the noise of each pass of the loop; an initial noise is a pass without drift."""
+def _schedule(config: LangevinConfig) -> dict[str, list[float]]:
+    """The numbers of each pass of the loop; an initial noise is a pass without drift."""
     rates = [config.at(step) for step in range(config.n_steps)]
     drift = [step_size**2 / (2 * temperature) for step_size, temperature in rates]
     scale = [config.noise * step_size for step_size, _ in rates]
-    return ([0.0, *drift], [config.initial_noise, *scale]) if config.initial_noise else (drift, scale)
+    schedule = {"drift": drift, "scale": scale, "fade": [config.fade(step) for step in range(config.n_steps)]}
+    first = {"drift": 0.0, "scale": config.initial_noise, "fade": 1.0}
+    return {name: [first[name], *rest] for name, rest in schedule.items()} if config.initial_noise else schedule
 
 
-def _looped(update: Any, drift: list[float], scale: list[float]) -> Any:
+def _looped(update: Any, schedule: dict[str, list[float]]) -> Any:
     """The model of one update -> that of all of them: (images, noise) -> purified."""
     onnx = _onnx()
     helper, kinds, graph = onnx.helper, onnx.TensorProto, update.graph
@@ -239,7 +244,7 @@ def _looped(update: Any, drift: list[float], scale: list[float]) -> Any:
         [
             *(
                 helper.make_node("Gather", [f"{name}_of_loop", "pass"], [made], axis=0)
-                for name, made in (("noise", "z"), ("drift", "drift"), ("scale", "scale"))
+                for name, made in {"noise": "z", **{name: name for name in schedule}}.items()
             ),
             *graph.node,
             helper.make_node("Identity", ["go_on"], ["go_on_too"]),
@@ -257,7 +262,7 @@ def _looped(update: Any, drift: list[float], scale: list[float]) -> Any:
             helper.make_tensor_value_info("next_level", kinds.FLOAT, [dimensions[0], 1, 1, 1]),
         ],
     )
-    count = len(drift)
+    count = len(schedule["drift"])
     whole = helper.make_graph(
         [
             helper.make_node("Identity", ["noise"], ["noise_of_loop"]),
@@ -276,8 +281,7 @@ def _looped(update: Any, drift: list[float], scale: list[float]) -> Any:
             helper.make_tensor("passes", kinds.INT64, [], [count]),
             helper.make_tensor("nothing", kinds.FLOAT, [], [0.0]),
             helper.make_tensor("of_an_image", kinds.INT64, [3], [1, 2, 3]),
-            helper.make_tensor("drift_of_loop", kinds.FLOAT, [count], drift),
-            helper.make_tensor("scale_of_loop", kinds.FLOAT, [count], scale),
+            *(helper.make_tensor(f"{name}_of_loop", kinds.FLOAT, [count], made) for name, made in schedule.items()),
         ],
     )
     return helper.make_model(whole, opset_imports=update.opset_import, ir_version=update.ir_version)

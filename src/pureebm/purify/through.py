@@ -63,14 +63,14 @@ def differentiable_langevin(
     def color(z: Tensor) -> Tensor:
         return coordinates.color(z) if coordinates else z
 
-    scale = noise_scale(energy, images.detach(), config) if config.adapt_above else 1.0
+    scale = noise_scale(energy, images.detach(), config) if config.adapt_above else torch.ones(())
     x = images if images.requires_grad else images.detach().requires_grad_()
     if config.initial_noise:
         x = x + config.initial_noise * color(scale * noise(0, x))
     for step in range(config.n_steps if updates is None else updates):
         step_size, temperature = config.at(step)
         x = x - step_size**2 / (2 * temperature) * color(color(_gradient(energy, x)))
-        x = x + config.noise * step_size * color(scale * noise(step + 1, x))
+        x = x + config.noise * step_size * color(scale.pow(config.fade(step)) * noise(step + 1, x))
     return x
 
 

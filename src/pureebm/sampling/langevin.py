@@ -46,6 +46,7 @@ class LangevinConfig:
     ] = 0.0
     adapt_power: Annotated[float, "how fast: the power of residual / adapt_above"] = 1.0
     adapt_most: Annotated[float, "largest factor of that growth"] = 8.0
+    adapt_fades: Annotated[bool, "that factor falls to 1 along the chain; else it stays"] = True
 
     def __post_init__(self) -> None:
         if self.n_steps < 0:
@@ -79,9 +80,19 @@ class LangevinConfig:
             temperature=self.temperature * level**2,
         )
 
+    def share(self, step: int) -> float:
+        """How far along the chain update `step` is, counted from 0: 0 at the first, 1 at the last."""
+        return step / (self.n_steps - 1) if self.n_steps > 1 else 0.0
+
+    def fade(self, step: int) -> float:
+        """The power of an image's own factor (`adapt_above`) that the noise of update `step` is multiplied by: from 1
+        at the first evenly down to 0 at the last, so that every image ends at the sampler's own temperature.
+        """
+        return 1.0 - self.share(step) if self.adapt_fades else 1.0
+
     def at(self, step: int) -> tuple[float, float]:
         """(step size, temperature) of update `step`, counted from 0."""
-        share = step / (self.n_steps - 1) if self.n_steps > 1 else 0.0
+        share = self.share(step)
         return (
             _geometric(self.step_size, self.step_size_end, share),
             _geometric(self.temperature, self.temperature_end, share),
@@ -160,8 +171,9 @@ def langevin(
         InputError: `images` is not 4-D float32, or `energy` does not return (N,).
 
     Source: arXiv 2405.18627, equations 4 and 11, Algorithm 1.
-    Differs: with `adapt_above`, all noise of an image is multiplied by `noise_scale`, which is Langevin dynamics at a
-        temperature of its own: hotter where the image is less natural.
+    Differs: with `adapt_above`, the noise of an image is multiplied by `noise_scale`, which is Langevin dynamics at a
+        temperature of its own: hotter where the image is less natural, and cooling to the temperature of all
+        (`LangevinConfig.fade`).
         An energy with `whitening` (W, see `types.Coordinates`) is walked in its coordinates y = W x, which in
         pixels is noise W^-1 z and a gradient multiplied by W^-2; the stationary density is the same. Schedules, a scale
         of the noise and an initial noise exist; at their defaults they do nothing.
@@ -176,14 +188,15 @@ def langevin(
     def evaluate(x: Tensor) -> tuple[Tensor | None, Tensor]:
         return energy_and_gradient(energy, x) if score is None else score(x, energies=traced)
 
-    scale = noise_scale(energy, start, config, score) if config.adapt_above and config.n_steps else 1.0
+    scale = noise_scale(energy, start, config, score) if config.adapt_above and config.n_steps else None
 
-    def draw(step: int) -> Tensor:
-        z = noise(step, x) * scale
+    def draw(step: int, fade: float) -> Tensor:
+        z = noise(step, x)
+        z = z if scale is None else z * scale.pow(fade)
         return coordinates.color(z) if coordinates else z
 
     if config.initial_noise and config.n_steps:
-        x = x + config.initial_noise * draw(0)
+        x = x + config.initial_noise * draw(0, 1.0)
     for step in range(config.n_steps):
         step_size, temperature = config.at(step)
         values, gradient = evaluate(x)
@@ -193,7 +206,7 @@ def langevin(
             gradient = coordinates.color(coordinates.color(gradient))
         x = torch.add(x, gradient, alpha=-(step_size**2) / (2 * temperature))
         if config.noise:
-            x = x.add_(draw(step + 1), alpha=config.noise * step_size)
+            x = x.add_(draw(step + 1, config.fade(step)), alpha=config.noise * step_size)
     if on_step is not None:
         values, gradient = evaluate(x)
         on_step(_trace(config.n_steps, values, gradient, x - start))

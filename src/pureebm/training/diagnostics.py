@@ -57,10 +57,12 @@ class Distances:
 def chain(energy: Energy, images: Tensor, config: LangevinConfig, n_steps: int, *, seed: int) -> Iterator[Tensor]:
     """The images after 0, 1, ... `n_steps` updates of the sampler, which stays at its end once its schedule is over."""
     noise = RepeatedNoise(seed)
-    scale = noise_scale(energy, images, config) if config.adapt_above else 1.0
+    scale = noise_scale(energy, images, config) if config.adapt_above else torch.ones(())
     yield images
     for step in range(n_steps):
-        step_size, temperature = config.at(min(step, max(config.n_steps - 1, 0)))
+        place = min(step, max(config.n_steps - 1, 0))
+        step_size, temperature = config.at(place)
+        powers = (1.0, config.fade(place))  # of the initial noise, of the update's
         one = LangevinConfig(
             n_steps=1,
             step_size=step_size,
@@ -68,7 +70,11 @@ def chain(energy: Energy, images: Tensor, config: LangevinConfig, n_steps: int, 
             noise=config.noise,
             initial_noise=config.initial_noise if step == 0 else 0.0,
         )
-        images = langevin(energy, images, one, noise=lambda part, like, step=step: scale * noise(step + part, like))
+
+        def draw(part: int, like: Tensor, step: int = step, powers: tuple[float, float] = powers) -> Tensor:
+            return scale.pow(powers[part]) * noise(step + part, like)
+
+        images = langevin(energy, images, one, noise=draw)
         yield images
 
 
