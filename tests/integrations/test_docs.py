@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,7 +52,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 GIVEN = """
 import numpy as np
 from PIL import Image
-from tests.docs.pages import blocks
 from pathlib import Path
 dataset = [(Image.open(path), path.parent.name) for path in sorted(Path("photos").rglob("*.png"))]
 x, y = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32), np.array([0, 1] * 4)
@@ -77,3 +77,38 @@ def test_the_code_of_a_page_runs(photos: Path, name: str) -> None:
         else:
             counts["skipped"] += 1
     assert counts["sh"] >= 3 and counts["python"] >= 2, counts
+
+
+class Samples(list[dict[str, object]]):
+    """A data set of FiftyOne, as far as the page uses it."""
+
+    @classmethod
+    def from_dir(cls, folder: str, *, dataset_type: object) -> Samples:
+        return cls(Sample(filepath=str(path)) for path in sorted(Path(folder).rglob("*.png")))
+
+    def iter_samples(self, *, autosave: bool) -> Samples:
+        assert autosave
+        made.append(self)
+        return self
+
+
+class Sample(dict[str, object]):
+    @property
+    def filepath(self) -> object:
+        return self["filepath"]
+
+
+made: list[Samples] = []
+
+
+def test_the_scores_reach_the_samples_of_fiftyone_by_their_paths(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = ModuleType("fiftyone")
+    library.Dataset, library.types = Samples, SimpleNamespace(ImageDirectory=object)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fiftyone", library)
+    (photos / "cat" / "torn.png").write_bytes(b"torn")
+    assert run(["score", "photos", "--out", "scores.parquet"]) == 1
+    (code,) = [block.text for block in blocks("docs/integrations.md") if "import fiftyone" in block.text]
+    exec(compile(code, "integrations.md", "exec"), {})
+    energies = {Path(str(sample["filepath"])).name: sample.get("energy") for sample in made.pop()}
+    assert energies.pop("torn.png") is None
+    assert len(energies) == 12 and all(isinstance(energy, float) for energy in energies.values())
