@@ -1,7 +1,8 @@
 """`pureebm bench`: measure purifiers by the victims of poisoned data; every result is a JSON card.
 
 Two kinds of suite: `quick` and `diagnosis`, whose options stand on the command line, and files of scenarios times
-defenses (`smoke`, `cpu`, `claims`, `mid-run`, `paper`, or one's own TOML).
+defenses (`smoke`, `cpu`, `claims`, `mid-run`, `paper`, or one's own TOML). What looks at
+energies alone is in `cli.bench_energy`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pureebm.cli import options
+from pureebm.cli import bench_energy, options
 from pureebm.cli.options import emit, say
 from pureebm.errors import InputError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pureebm.types import JSON
 
 app = typer.Typer(no_args_is_help=True)
+app.command("dynamics")(bench_energy.dynamics)
 
 OWN_OPTIONS = ("quick", "diagnosis")
 """Suites that are no files of scenarios."""
@@ -35,11 +37,9 @@ SuiteName = Annotated[
         "--suite", metavar="NAME|FILE.toml", help="quick, diagnosis, smoke, cpu, claims, mid-run, paper, FILE."
     ),
 ]
-Cache = Annotated[Path, typer.Option(help="Folder for purified images, poisons and surrogates; may be deleted.")]
 Quoted = Annotated[
     bool | None, typer.Option("--quoted/--no-quoted", help="Published figures beside ours.", show_default=False)
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the cards.")]
 
 
 @app.command("run")
@@ -77,11 +77,9 @@ def run_suite(
     n_train: Annotated[int, typer.Option(min=640, help="Training images of a victim.")] = 20_000,
     n_poisons: Annotated[int, typer.Option(min=1, help="Of them, how many carry a trigger.")] = 200,
     eps: Annotated[int, typer.Option(min=1, max=64, help="Size of the trigger, in steps of 1/255.")] = 8,
-    data: Annotated[
-        Path | None, typer.Option(help="Data folder; else $PUREEBM_DATA or ../shared/data.", show_default=False)
-    ] = None,
-    out: Out = Path("results"),
-    cache: Cache = Path(".pureebm-cache"),
+    data: options.BenchData = None,
+    out: options.Cards = Path("results"),
+    cache: options.BenchCache = Path(".pureebm-cache"),
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
@@ -134,7 +132,7 @@ def show(
         Literal["terminal", "markdown", "latex"], typer.Option("--format", help="How the tables are written.")
     ] = "terminal",
     quoted: Quoted = None,
-    out: Out = Path("results"),
+    out: options.Cards = Path("results"),
     json_: options.Json = False,
 ) -> None:
     """Print the tables of a suite: one row for each attack and defense, or one for each diagnosis.
@@ -163,8 +161,8 @@ def show(
 def report(
     suite: SuiteName = "cpu",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    cards: Annotated[Path, typer.Option(help="Folder of the cards.")] = Path("results"),
-    cache: Cache = Path(".pureebm-cache"),
+    cards: options.Cards = Path("results"),
+    cache: options.BenchCache = Path(".pureebm-cache"),
     quoted: Quoted = None,
 ) -> None:
     """Write one HTML file that needs no network: tables, plots, energies, pictures."""
@@ -183,7 +181,7 @@ def speed(
     model: options.Model = options.DEFAULT_MODEL,
     device: options.Device = "auto",
     threads: options.Threads = None,
-    out: Out = Path("results"),
+    out: options.Cards = Path("results"),
     json_: options.Json = False,
 ) -> None:
     """Measure images per second side by side: the authors' loop, the exact engine, the bundled model.

@@ -89,6 +89,11 @@ Engine = Annotated[
     typer.Option(help="Workers on this machine, or on a Ray cluster (RAY_ADDRESS, or a local one)."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for the network.", show_default=False)]
+Cards = Annotated[Path, typer.Option(help="Folder of the cards.")]
+BenchCache = Annotated[Path, typer.Option(help="Folder for purified images, poisons and surrogates; may be deleted.")]
+BenchData = Annotated[
+    Path | None, typer.Option(help="Data folder; else $PUREEBM_DATA or ../shared/data.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

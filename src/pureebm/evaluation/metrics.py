@@ -169,7 +169,7 @@ def frechet_distance(points: Tensor, others: Tensor) -> float:
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     common = torch.linalg.eigvalsh(root @ other_cov @ root).clamp(min=0).sqrt().sum()
-    return ((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * common).item()
+    return float((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * common)
 
 
 def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
