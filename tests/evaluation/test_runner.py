@@ -27,7 +27,7 @@ from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_s
 from pureebm.evaluation.scenarios import Scenario, Suite
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.tables import make_rows
-from pureebm.evaluation.victims import Bench, regime, surrogates, train_victim
+from pureebm.evaluation.victims import Bench, poisons, regime, surrogates, train_victim
 from pureebm.purify.stages import Highest
 from pureebm.training.classifier import ClassifierConfig, predict
 from pureebm.types import JSON, EpochData, TrainingData
@@ -99,7 +99,7 @@ def test_the_smoke_suite_gives_a_card_for_every_job_and_repeats_nothing(
     every = [job.name for job in jobs(smoke.suite)]
     assert smoke.outcome.made == every and not smoke.outcome.failed and not smoke.outcome.left
     monkeypatch.setattr(runner_module, "train_victim", None)
-    monkeypatch.setattr(runner_module, "craft", None)
+    monkeypatch.setattr(victims, "craft", None)
     again = Runner(smoke.suite, bench=smoke.bench, out=smoke.out).run()
     assert (again.made, again.existed) == ([], every)
 
@@ -128,7 +128,7 @@ def test_the_floor_is_the_rate_of_the_clean_undefended_victim_of_the_same_seed(s
     scenario = smoke.suite.scenarios[0]
     data = smoke.bench.shelf.load(scenario.data)
     goal = scenario.goals()[0]
-    attack = runner._poisons(scenario, goal, data)
+    attack = poisons(scenario, goal, data, bench=runner.bench)
     clean, _ = victims.clean_victim(scenario, data.train, seed=0, bench=smoke.bench)
     success, true = goal_rates(clean, attack.goal, data.test, seed=goal.seed)
     for card in smoke.cards:
@@ -139,7 +139,7 @@ def test_the_floor_is_the_rate_of_the_clean_undefended_victim_of_the_same_seed(s
 def test_poisons_stand_in_the_place_of_their_originals_and_are_purified_with_their_noise(bench: Bench, make) -> None:
     runner, scenario = make(SCENARIO), SCENARIO
     data = bench.shelf.load(scenario.data)
-    attack = runner._poisons(scenario, scenario.goals()[0], data)
+    attack = poisons(scenario, scenario.goals()[0], data, bench=runner.bench)
     clean, _ = runner._purify(Defense("shift", Shift()), data, None)
     dirty, _ = runner._purify(Defense("shift", Shift()), data, attack)
     changed = (dirty.images != clean.images).flatten(1).any(dim=1).nonzero().squeeze(1)
@@ -157,7 +157,7 @@ def test_of_the_poisoned_set_only_the_images_of_highest_energy_are_purified(benc
 
     runner = make(SCENARIO)
     data = bench.shelf.load(SCENARIO.data)
-    attack = runner._poisons(SCENARIO, SCENARIO.goals()[0], data)
+    attack = poisons(SCENARIO, SCENARIO.goals()[0], data, bench=runner.bench)
     given = attack.apply(data.train).images
     whole, _ = runner._purify(Defense("shift", Shift()), data, attack)
     some, cost = runner._purify(Defense("filt", Highest(Shift(), 0.25, by=Bright())), data, attack)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 app.command("dynamics")(bench_energy.dynamics)
+app.command("shift")(bench_energy.shift)
 
 OWN_OPTIONS = ("quick", "diagnosis")
 """Suites that are no files of scenarios."""

@@ -1,4 +1,4 @@
-"""`pureebm bench dynamics`: what is measured of an energy without victims."""
+"""`pureebm bench dynamics` and `shift`: what is measured of energies, and of their training sets, without victims."""
 
 from __future__ import annotations
 
@@ -66,3 +66,38 @@ def dynamics(
     last, apart = card["steps"][-1], card["auroc"]["noise"][-1]
     say(f"energies after {last:,} updates, from noise against from images: AUROC {apart:.3f} (0.5: the same)")
     say(f"picture: {card['picture']}")
+
+
+SETS = ("cifar10", "near", "mixed", "far", "textures", "poisoned-8", "poisoned-16")
+# restated from evaluation.shift, which needs torch; a test compares them
+
+
+def shift(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help=f"{', '.join(SETS)}.")] = None,
+    sets: Annotated[Path, typer.Option(help="Folder that the sets are written to.")] = Path("runs/shift"),
+    data: options.BenchData = None,
+    out: options.Cards = Path("results"),
+    cache: options.BenchCache = Path(".pureebm-cache"),
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json_: options.Json = False,
+) -> None:
+    """Write training sets for energies, ever farther from CIFAR-10 or poisoned, with the Frechet distance of each.
+
+    The features are those of a small classifier that is trained here (minutes, once). Cards are in OUT/shift.
+    """
+    place = options.parse_device(device)
+    options.use_threads(threads)
+    from pureebm.evaluation.arrays import Shelf
+    from pureebm.evaluation.shift import MAKERS, Ruler, check_names, run_shift
+    from pureebm.evaluation.store import Store
+    from pureebm.evaluation.victims import Bench
+
+    wanted = check_names(names or list(MAKERS))
+    ruler, cards = Ruler(Bench(Shelf(data, cache), Store(cache, place), place)), []
+    for name in wanted:
+        command = shlex.join(["pureebm", "bench", "shift", name])
+        cards.append(run_shift(name, ruler, folder=sets, out=out, command=command))
+        say(f"{name}: Frechet distance {cards[-1]['frechet_distance']:.3f}, {cards[-1]['file']}")
+    if json_:
+        emit({"cards": cards})

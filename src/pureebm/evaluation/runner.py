@@ -38,10 +38,9 @@ from pureebm.evaluation.scenarios import AimedAt, Scenario, Suite, digest
 from pureebm.evaluation.store import set_hash
 from pureebm.evaluation.victims import (
     Bench,
-    attack_settings,
     check_scenario,
     clean_victim,
-    craft,
+    poisons,
     regime,
     settled_precision,
     train_victim,
@@ -200,11 +199,11 @@ class Runner:
         """Poison, purify, train, test: the card of a job."""
         scenario, goal, defense = job.scenario, job.goal, self._defense(job.defense)
         data = self._load(scenario.data)
-        attack = None if goal is None else self._poisons(scenario, goal, data)
+        attack = None if goal is None else poisons(scenario, goal, data, bench=self.bench)
         if attack is not None and scenario.joint:
             key = scenario.key(), job.seed, identity(defense)
             if self._joint is None or self._joint[0] != key:
-                every = [self._poisons(scenario, one, data) for one in scenario.goals()]
+                every = [poisons(scenario, one, data, bench=self.bench) for one in scenario.goals()]
                 self._joint = key, self._train(job, defense, data, joined(every))
             trained = self._joint[1]
         else:
@@ -225,15 +224,6 @@ class Runner:
         victim, training = self._victim(job, defense, purified)
         natural = accuracy(predict(victim, data.test.images, device=self.device), data.test.labels)
         return _Trained(purified, _distortion(given.images, purified.images), victim, natural, purifying, training)
-
-    def _poisons(self, scenario: Scenario, goal: AimedAt, data: DataSet) -> Poisoned:
-        made_of = {
-            **attack_settings(scenario),
-            "goal": dict(goal.overrides),
-            "seed": goal.seed,
-            "data": set_hash(data.train),
-        }
-        return self.store.poisoned(made_of, lambda: craft(scenario, goal, data, bench=self.bench))
 
     def _purify(self, defense: Defense, data: DataSet, attack: Poisoned | None) -> tuple[LabeledSet, Cost]:
         """The training set; only the images of highest energy are new where that is the defense.

@@ -104,6 +104,17 @@ def clean_victim(scenario: Scenario, clean: LabeledSet, *, seed: int, bench: Ben
     return found, cost
 
 
+def poisons(scenario: Scenario, goal: AimedAt, data: DataSet, *, bench: Bench) -> Poisoned:
+    """As of `craft`, from the store where it has been made before."""
+    made_of = {
+        **attack_settings(scenario),
+        "goal": dict(goal.overrides),
+        "seed": goal.seed,
+        "data": set_hash(data.train),
+    }
+    return bench.store.poisoned(made_of, lambda: craft(scenario, goal, data, bench=bench))
+
+
 def craft(scenario: Scenario, goal: AimedAt, data: DataSet, *, bench: Bench) -> Poisoned:
     """Let the attacker work. Raises `InputError` for an unknown attack or field, or as the attack does."""
     log.info("crafting: %s, %s", scenario.attack, goal.name)
