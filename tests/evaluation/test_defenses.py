@@ -40,6 +40,10 @@ def test_pureebm_takes_the_sampler_of_its_model_and_options_over_it(tiny_model: 
         4,
         "float32",
     )
+    stays = find_defense(f"pureebm:model={tiny_model},adapt_fades=0").settings()
+    assert plain["adapt_fades"] is True and stays["adapt_fades"] is False
+    other = find_defense(f"pureebm:model={tiny_model},sampler=residual-32").settings()
+    assert load_model("residual-32").card["sampler"].items() <= other.items()
     paper = find_defense(f"pureebm:model={tiny_model},sampler=paper").settings()
     assert (paper["n_steps"], paper["step_size"], paper["temperature"]) == (150, 1.25e-2, 1e-4)
 
@@ -157,7 +161,8 @@ def test_a_chain_without_a_ddpm_needs_none(tiny_model: Path) -> None:
         ("pureebm:steps", "must be key=value"),
         ("pureebm:steps=many", "steps must be a number, got 'many'"),
         ("pureebm:speed=3", "has no option 'speed'; known: model, steps, sampler, seed, precision, step_size"),
-        ("pureebm:sampler=fast", "sampler must be default or paper"),
+        ("pureebm:sampler=fast", "unknown model 'fast'"),
+        ("pureebm:sampler=student", "the card of 'student' holds no sampler"),
         ("pureebm:model=nowhere", "unknown model 'nowhere'"),
         ("epic", "unknown defense 'epic'; known: epic-SHARE"),
         ("epic-1.5", "share must lie between 0 and 1, got 1.5"),

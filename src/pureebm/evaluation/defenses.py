@@ -4,7 +4,8 @@
     jpeg-75  blur-0.7             baselines that change the training images once
     pureebm                       the bundled model with its own sampler
     pureebm:steps=auto            the model's measured mid-run
-    pureebm:model=FILE,steps=20   any field of the sampler; model, sampler, seed and precision beside
+    pureebm:model=FILE,steps=20   any field of the sampler; model, seed and precision beside; sampler=paper, or
+                                  sampler=NAME for the one on another model's card
     pureebm:model=FILE,level=1.2  a one-pass student; level of its noise, seed and precision beside
     ddpm  ddpm-125:ddim=10        PureGen-DDPM, to that level of noise; ddpm=FILE names its weights
     naive  naive-75:energy=150    energy > ddpm, as PureGen's Naive; model=FILE and ddpm=FILE beside
@@ -127,14 +128,16 @@ def _pureebm(asked: Asked) -> Defense:
 
 
 def _sampler(name: str, card: JSON, options: dict[str, str]) -> LangevinConfig:
-    """The model's own sampler, or the paper's, with the given fields put over it."""
+    """The model's own sampler, the paper's or another model's, with the given fields put over it."""
     sampler, steps = options.pop("sampler", "default"), options.pop("steps", None)
     if sampler not in ("default", "paper"):
-        raise InputError(f"defense {name!r}: sampler must be default or paper, got {sampler!r}")
+        card = load_model(sampler).card
+        if "sampler" not in card:
+            raise InputError(f"defense {name!r}: the card of {sampler!r} holds no sampler")
     if steps == "auto" and "auto_steps" not in card:
         raise InputError(f"defense {name!r}: the model's card holds no measured mid-run; give a number of steps")
     own = (card.get("auto_sampler") if steps == "auto" else None) or card.get("sampler", {})
-    config = LangevinConfig(**(own if sampler == "default" else {}))
+    config = LangevinConfig(**({} if sampler == "paper" else own))
     if steps is not None:
         n_steps = int(card["auto_steps"]) if steps == "auto" else _number(name, "steps", steps, int)
         config = replace(config, n_steps=n_steps)
@@ -143,7 +146,8 @@ def _sampler(name: str, card: JSON, options: dict[str, str]) -> LangevinConfig:
         if key not in known:
             every = ", ".join(("model", "steps", "sampler", "seed", "precision", *known))
             raise InputError(f"defense {name!r} has no option {key!r}; known: {every}")
-        changes: JSON = {key: _number(name, key, text, float)}
+        number = _number(name, key, text, float)
+        changes: JSON = {key: bool(number) if isinstance(getattr(config, key), bool) else number}
         if f"{key}_end" in known and f"{key}_end" not in options:
             changes[f"{key}_end"] = None  # a constant replaces the model's schedule
         config = replace(config, **changes)
