@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.web.helpers import archive
+from tests.web.helpers import OWN, archive
 
 from pureebm.purify import job as job_module
 
@@ -117,3 +118,34 @@ def test_nothing_of_the_described_interface_crashes(client, monkeypatch, caplog)
 
     ask()
     assert sum(answers.values()) > 50 and {200, 303, 400, 422} <= set(answers), answers
+
+
+def test_schemathesis_finds_no_server_error(client, monkeypatch, caplog):
+    schemathesis = pytest.importorskip("schemathesis")
+    monkeypatch.setattr(job_module, "choose_batch_size", lambda *_: 64)
+    monkeypatch.setattr(job_module, "write_report", lambda file, *_, **__: file.write(b"report"))
+
+    async def running(scope: Any, receive: Any, send: Any) -> None:
+        """The application that runs already: schemathesis would end it after every request."""
+        if scope["type"] != "lifespan":
+            return await client.app(scope, receive, send)
+        for part in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{part}.complete"})
+
+    schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+    schema.app = running
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) > 20
+    answers: Counter[int] = Counter()
+    for operation in operations:
+
+        @settings(max_examples=15, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            answer = case.call(base_url="http://localhost", headers=OWN)
+            answers[answer.status_code] += 1
+            assert answer.status_code < 500, (case.as_curl_command(), caplog.text)
+
+        ask()
+    assert sum(answers.values()) > 100 and {200, 400} <= set(answers), answers
