@@ -42,6 +42,24 @@ def test_an_empty_chain_is_refused() -> None:
         Chain([])
 
 
+def test_noise_that_adapts_asks_for_the_energies_of_a_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    energy = LocalEnergy((4,), (1,), residual=True)
+    torch.nn.init.normal_(energy.head.weight, std=0.2)
+    config = LangevinConfig(n_steps=2, step_size=0.1, temperature=0.1, adapt_above=1e-3, adapt_most=1e3)
+    adapting = LangevinStage(energy, config, precision="float32")
+    images, ids = torch.rand(2, 3, 16, 16), ["a", "b"]
+    asked: list[int] = []
+    forward = adapting.score.energy  # type: ignore[union-attr]
+    monkeypatch.setattr(adapting.score, "energy", lambda x: asked.append(len(x)) or forward(x))
+    fresh = adapting.purify_batch(images, ids, seed=1)
+    adapting.energies(images)
+    assert torch.equal(adapting.purify_batch(images, ids, seed=1), fresh) and asked == [2, 2]
+    adapting.purify_batch(images.clone(), ids, seed=1)
+    assert asked == [2, 2, 2]  # another batch, as far as the stage knows
+    torch.testing.assert_close(fresh, langevin(energy, images, config, noise=CounterNoise(1, ids)))
+
+
 def rounding(images: Tensor) -> Tensor:
     """An energy that bfloat16 spoils: a small difference of large numbers."""
     weight = torch.full((1, images[0].numel()), 1.003)

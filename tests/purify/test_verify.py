@@ -184,11 +184,18 @@ def test_a_stage_is_made_again_from_its_settings(tiny_model: Path) -> None:
     assert stage_of({"stage": "highest", "share": 0.5, "of": told, "by": {}}, model=str(tiny_model)).settings() == told
 
 
+def test_a_record_from_before_noise_could_fade_is_of_noise_that_stays(tiny_model: Path) -> None:
+    told = stage_of_model(tiny_model).settings()
+    assert told.pop("adapt_fades") is True
+    assert stage_of(json.loads(json.dumps(told)), model=str(tiny_model)).settings()["adapt_fades"] is False
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("n_steps", 1e9),
         ("n_steps", True),
+        ("adapt_fades", 1),
         ("step_size", None),
         ("temperature", float("nan")),
         ("device", "cp-1u"),

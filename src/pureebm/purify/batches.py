@@ -192,7 +192,7 @@ def _purified(stage: Stage, images: Tensor, ids: list[str], seed: int, work: Wor
     """(B, 3, H, W) float32 on the CPU."""
 
     def compute(start: int, stop: int) -> Tensor:
-        out = stage.purify_batch(images[start:stop], ids[start:stop], seed=seed).detach().float().cpu()
+        out = stage.purify_batch(_part(images, start, stop), ids[start:stop], seed=seed).detach().float().cpu()
         work.shapes["x".join(map(str, (stop - start, *images.shape[1:])))] += 1
         return out
 
@@ -200,9 +200,14 @@ def _purified(stage: Stage, images: Tensor, ids: list[str], seed: int, work: Wor
 
 
 def _energies(stage: Stage, images: Tensor) -> Tensor | None:
-    parts = _or_in_halves(lambda start, stop: stage.energies(images[start:stop]), 0, len(images))
+    parts = _or_in_halves(lambda start, stop: stage.energies(_part(images, start, stop)), 0, len(images))
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
+
+
+def _part(images: Tensor, start: int, stop: int) -> Tensor:
+    """The whole batch as the very same object, by which a stage knows it again."""
+    return images if stop - start == len(images) else images[start:stop]
 
 
 def _or_in_halves(compute: Callable[[int, int], T], start: int, stop: int) -> list[T]:

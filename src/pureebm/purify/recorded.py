@@ -72,7 +72,7 @@ def _langevin(told: JSON, model: str | None, device: str | None) -> LangevinStag
     engine, _, why = _text(told, "engine").partition(": ")
     return LangevinStage(
         loaded.energy,
-        _config(LangevinConfig, told),
+        _config(LangevinConfig, {"adapt_fades": False} | told),  # it stayed when nothing was recorded of it
         device=place,
         precision=_text(told, "precision"),
         engine=engine,
@@ -121,7 +121,9 @@ def _config(kind: type[Config], told: JSON) -> Config:
     values: dict[str, Any] = {}
     for one in dataclasses.fields(kind):
         whole, optional = isinstance(one.default, int) or one.name == "ddim", one.default is None
-        if one.name in told and not (optional and told[one.name] is None):
+        if one.name in told and isinstance(one.default, bool):
+            values[one.name] = _truth(told, one.name)
+        elif one.name in told and not (optional and told[one.name] is None):
             number = _number(told, one.name, whole=whole)
             values[one.name] = int(number) if whole else number
     return kind(**values)
@@ -133,6 +135,13 @@ def _number(told: JSON, name: str, *, whole: bool = False) -> float:
     if not good or not abs(value) <= MOST:  # type: ignore[arg-type]
         raise _damaged(name, value)
     return value  # type: ignore[return-value]
+
+
+def _truth(told: JSON, name: str) -> bool:
+    value = told.get(name)
+    if not isinstance(value, bool):
+        raise _damaged(name, value)
+    return value
 
 
 def _text(told: JSON, name: str) -> str:

@@ -152,6 +152,7 @@ def langevin(
     noise: Noise,
     on_step: Callable[[StepTrace], None] | None = None,
     score: Score | None = None,
+    energies: Tensor | None = None,
 ) -> Tensor:
     """Run `config.n_steps` Langevin updates on a batch.
 
@@ -162,6 +163,7 @@ def langevin(
         noise: Draws N(0, I) for an update; update k asks for step k + 1, the initial noise is step 0.
         on_step: Called before each update and once after the last (one more evaluation of the energy).
         score: A faster gradient of the same energy; without it, autograd.
+        energies: (N,) of `images`, where they are known: noise that adapts then asks for them no second time.
 
     Returns:
         (N, C, H, W) float32, detached. May leave [-1, 1] by a few step sizes: clipping belongs to
@@ -188,7 +190,7 @@ def langevin(
     def evaluate(x: Tensor) -> tuple[Tensor | None, Tensor]:
         return energy_and_gradient(energy, x) if score is None else score(x, energies=traced)
 
-    scale = noise_scale(energy, start, config, score) if config.adapt_above and config.n_steps else None
+    scale = noise_scale(energy, start, config, score, energies) if config.adapt_above and config.n_steps else None
 
     def draw(step: int, fade: float) -> Tensor:
         z = noise(step, x)
@@ -218,7 +220,9 @@ def _trace(step: int, values: Tensor | None, gradient: Tensor, moved: Tensor) ->
     return StepTrace(step, values, gradient.flatten(1).norm(dim=1), moved.flatten(1).norm(dim=1))
 
 
-def noise_scale(energy: Energy, images: Tensor, config: LangevinConfig, score: Score | None = None) -> Tensor:
+def noise_scale(
+    energy: Energy, images: Tensor, config: LangevinConfig, score: Score | None = None, energies: Tensor | None = None
+) -> Tensor:
     """(N, 1, 1, 1): how many times stronger an image's noise is, 1 to `config.adapt_most`.
 
     The energy of a denoiser's residual r is |r|^2 / 2, so it tells how far an image is from what the denoiser takes
@@ -229,7 +233,7 @@ def noise_scale(energy: Energy, images: Tensor, config: LangevinConfig, score: S
     """
     if not getattr(energy, "residual", False):
         raise InputError("adapt_above needs an energy that measures a residual, such as LocalEnergy(residual=True)")
-    residual = residual_size(energy, images, score)
+    residual = residual_size(energy, images, score, energies)
     scale = adapted(residual, config.adapt_above, config.adapt_power, config.adapt_most)
     return scale.to(images.dtype)[:, None, None, None]
 
@@ -239,8 +243,10 @@ def adapted(residual: Tensor, above: float, power: float, most: float) -> Tensor
     return (residual / above).pow(power).clamp(1.0, max(1.0, most))
 
 
-def residual_size(energy: Energy, images: Tensor, score: Score | None = None) -> Tensor:
+def residual_size(energy: Energy, images: Tensor, score: Score | None = None, energies: Tensor | None = None) -> Tensor:
     """(N,): root mean square of the residual of an energy |r|^2 / 2, for images (N, C, H, W)."""
-    values = energy_and_gradient(energy, images)[0] if score is None else score(images, energies=True)[0]
+    values = energies
+    if values is None:
+        values = energy_and_gradient(energy, images)[0] if score is None else score(images, energies=True)[0]
     assert values is not None
     return (2 * values / images[0].numel()).sqrt()
