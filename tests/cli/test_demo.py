@@ -32,6 +32,7 @@ def test_the_demo_does_not_write_into_a_folder_that_holds_something_else(pureebm
 def test_the_bundled_model_lowers_the_trigger_in_the_demo(pureebm, tmp_path):
     result = pureebm("demo", "--out", tmp_path / "demo", "--json").json
     assert result["paired_share"] >= 0.9
-    assert result["auroc_before"] >= 0.75  # afterwards it says nothing: strong noise leaves energy of its own
-    assert result["trigger_survival"] < 0.3
+    assert result["auroc_before"] >= 0.75 and result["auroc_after"] < 0.65
+    assert result["trigger_survival"] < 0.15
+    assert result["poisoned"]["energy_after"] < 2 * result["clean"]["energy_after"]
     assert result["clean"]["energy_after"] < result["clean"]["energy_before"] and result["clean"]["psnr"] > 30

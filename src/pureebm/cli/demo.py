@@ -51,7 +51,7 @@ def _say_result(result: DemoResult) -> None:
     say("")
     say(f"{result.paired_share:.0%} of the poisoned {result.target_class}s have more energy than their originals.")
     say(f"AUROC of energy, poisoned against clean: {result.auroc_before:.2f} before, {result.auroc_after:.2f} after.")
-    say("What looks crafted meets stronger noise, which costs detail and leaves energy of its own.")
+    say("What looks crafted meets stronger noise, which costs detail.")
     say(f"{result.trigger_survival:.0%} of the trigger survives in the purified files.")
     say(f"Before:  {result.untrusted}")
     say(f"After:   {result.purified}, in {result.seconds:.0f} s")
