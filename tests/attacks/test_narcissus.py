@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +158,22 @@ def test_through_the_identity_the_trigger_is_the_same_and_a_purifier_shapes_it(w
     averaged = made(lambda images: images.mean(dim=3, keepdim=True).expand_as(images))
     assert averaged.abs().max() > 0 and (averaged.std(dim=2) < 0.1 * plain.std(dim=2).mean()).float().mean() > 0.9
     assert made(lambda images: images.detach() + 0 * images).abs().max() == 0
+
+
+def test_a_surrogate_that_knows_the_purifier_is_trained_on_what_comes_out_of_it(world: World) -> None:
+    _, target, public = world
+    seen: list[Tensor] = []
+
+    def train(data: LabeledSet, **options: Any) -> Classifier:
+        seen.append(data.images)
+        return SURROGATES(data, **options)
+
+    images = torch.cat([target, public.images[: len(target)]])
+    data = LabeledSet(images, torch.arange(2).repeat_interleave(len(target)), 2)
+    config = Config(target_class=0, budget=0.1, surrogate_epochs=0, warm_up_epochs=0, n_steps=2, batch_size=8)
+    attacker = Attacker(train=train, public=public, surrogate_through=lambda x: -x)
+    poisoned = craft(data, config, attacker=attacker, seed=1)
+    assert torch.equal(seen[0], 255 - public.images)  # the surrogate's training, then its warm-up
+    assert torch.equal(seen[1][: len(target)], 255 - target)
+    moved = (poisoned.images.int() - images[poisoned.rows].int()).abs().max()
+    assert 0 < moved <= config.eps  # the poisons themselves are not purified

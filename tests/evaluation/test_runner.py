@@ -394,6 +394,25 @@ def test_goals_that_share_a_victim_poison_one_set_and_are_counted_each(make, mon
     assert row["budget"] == pytest.approx(0.1)
 
 
+def test_an_attacker_draws_its_noise_anew_or_not_and_takes_the_gradient_or_not(bench: Bench, tiny_model: Path) -> None:
+    known = replace(SCENARIO, attack="narcissus", through=str(tiny_model))
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def twice(scenario: Scenario) -> tuple[Tensor, Tensor]:
+        through = victims._through(scenario, scenario.goals()[0], bench)
+        assert through is not None
+        return through(x).detach(), through(x).detach()
+
+    fresh, fixed = twice(known), twice(replace(known, through_noise="fixed"))
+    assert not torch.equal(*fresh) and torch.equal(*fixed) and torch.equal(fresh[0], fixed[0])
+    straight = victims._through(replace(known, through_gradient="straight"), known.goals()[0], bench)
+    assert straight is not None
+    start = x.clone().requires_grad_()
+    end = straight(start)
+    assert torch.allclose(end, fresh[0], atol=1e-6)
+    assert torch.equal(torch.autograd.grad((3 * end).sum(), start)[0], torch.full_like(x, 3.0))
+
+
 def test_goals_that_poison_the_same_image_cannot_share_a_victim() -> None:
     one = Poisoned(torch.tensor([1, 3]), torch.zeros(2, 4, 4, 3), torch.tensor([0, 0]), AvailabilityGoal())
     two = Poisoned(torch.tensor([2]), torch.ones(1, 4, 4, 3), torch.tensor([1]), AvailabilityGoal())
@@ -414,6 +433,14 @@ def test_an_attacker_who_knows_the_purifier_makes_other_poisons_under_a_key_of_i
     assert (plain.images != aware.images).any()
     assert blind.key() != knowing.key() and "through" not in blind.settings()
     assert victims.attack_settings(knowing)["through"]["steps"] == 1
+    usual = replace(knowing, through_in="generation", through_noise="fresh", through_gradient="exact")
+    assert usual.settings() == knowing.settings() and usual.key() == knowing.key()
+    ways = {"through_in": "surrogate", "through_noise": "fixed", "through_gradient": "straight"}
+    others = [replace(knowing, **{name: value}) for name, value in ways.items()]
+    assert len({one.key() for one in (knowing, *others)}) == 4
+    for one in others:
+        assert victims.attack_settings(one) != victims.attack_settings(knowing)
+        assert (victims.craft(one, one.goals()[0], data, bench=bench).images != aware.images).any()
     with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
         victims.craft(replace(SCENARIO, through=str(tiny_model)), SCENARIO.goals()[0], data, bench=bench)
 

@@ -105,6 +105,11 @@ def test_all_faults_of_a_file_are_told_at_once_with_what_is_known() -> None:
         ({"scenario": [{"name": "a", "attack": "x", "seeds": [-1]}]}, "seeds must be 0 or more"),
         ({"scenario": [{"name": "a", "attack": "x", "config": {"budget": 0.2}}]}, "budget in config"),
         ({"scenario": [{"name": "a", "attack": "x", "through_steps": 2}]}, "the purifier that through names"),
+        ({"scenario": [{"name": "a", "attack": "x", "through_noise": "fixed"}]}, "through_noise is of the purifier"),
+        (
+            {"scenario": [{"name": "a", "attack": "x", "through": "m", "through_in": "both!"}]},
+            "through_in is one of generation, surrogate, both, got 'both!'",
+        ),
         ({"defenses": "none"}, "defenses must be a list of names, got 'none'"),
         ({"defaults": {"classes": [True]}}, "classes must be a list of int"),
     ],

@@ -145,4 +145,6 @@ def test_the_smoke_suites_rows_keep_the_contract(smoke: Smoke) -> None:
 
 def test_a_title_names_the_purifier_that_the_attacker_made_its_poisons_through() -> None:
     blind, aware = (make_rows([card(protocol={"through": through})]) for through in (None, "student"))
+    both = make_rows([card(protocol={"through": "student", "through_in": "both", "through_noise": "fixed"})])
+    assert "made through student, both, fixed" in blocks(both)[0][0]
     assert "made through" not in blocks(blind)[0][0] and "made through student" in blocks(aware)[0][0]

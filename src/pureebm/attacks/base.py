@@ -144,8 +144,9 @@ class Attacker:
 
     train: makes surrogates. extractors: pretrained networks, for the attacks on transfer learning. public:
     out-of-distribution images (Narcissus). test: images of the distribution, for targets and sources. through: the
-    defender's purifier as far as the attacker knows it, (N, 3, H, W) in [-1, 1] to the same shape, with gradients
-    (Narcissus). report: told of progress in words.
+    defender's purifier as far as the attacker knows it, (N, 3, H, W) in [-1, 1] to the same shape, with gradients; a
+    trigger is optimized through it (Narcissus). surrogate_through: the same, but surrogates are trained on what comes
+    out of it. report: told of progress in words.
     """
 
     train: TrainSurrogate
@@ -153,6 +154,7 @@ class Attacker:
     public: LabeledSet | None = None
     test: LabeledSet | None = None
     through: Callable[[Tensor], Tensor] | None = None
+    surrogate_through: Callable[[Tensor], Tensor] | None = None
     device: str = "cpu"
     report: Callable[[str], None] = lambda line: None
 

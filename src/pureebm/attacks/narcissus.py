@@ -34,10 +34,11 @@ from pureebm.attacks.base import Attacker, LabeledSet, Poisoned, TrainSurrogate,
 from pureebm.attacks.triggers import AddTrigger
 from pureebm.classifiers.base import Classifier
 from pureebm.data.augment import Augmentation
-from pureebm.data.ranges import to_pm1
+from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import InputError
 
 _SCORED = 500  # images that are scored at once
+_PURIFIED = 100  # images that go through a purifier at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,19 @@ def craft(data: LabeledSet, config: Config, *, attacker: Attacker, seed: int) ->
         raise InputError(f"the public images and the training set must be of one size, got {sizes}")
     target, device = data.check_class(config.target_class), attacker.device
     rows = choose_rows(data, target, config.budget, seed=seed)
-    attacker.report(f"narcissus: surrogate on {len(attacker.public)} public images")
-    surrogate = train_surrogate(attacker.public, config, train=attacker.train, seed=seed)
     class_rows = data.rows_of(target)
     mine = data.images[class_rows]
-    surrogate = warm_up(surrogate, mine, attacker.public, config, train=attacker.train, seed=seed)
+    seen, public = mine, attacker.public
+    if attacker.surrogate_through is not None:
+        attacker.report(f"narcissus: {len(public) + len(mine)} images through the purifier")
+        seen = _purified(mine, attacker.surrogate_through, device)
+        others = _purified(public.images, attacker.surrogate_through, device)
+        public = LabeledSet(others, public.labels, public.n_classes)
+    attacker.report(f"narcissus: surrogate on {len(public)} public images")
+    surrogate = train_surrogate(public, config, train=attacker.train, seed=seed)
+    surrogate = warm_up(surrogate, seen, public, config, train=attacker.train, seed=seed)
     if config.hardest:
-        rows = class_rows[hardness(surrogate, mine).argsort(descending=True, stable=True)[: len(rows)]].sort().values
+        rows = class_rows[hardness(surrogate, seen).argsort(descending=True, stable=True)[: len(rows)]].sort().values
     losses: list[float] = []
     pattern = make_trigger(
         surrogate, mine, attacker.public, config, seed=seed, device=device,
@@ -113,6 +120,15 @@ def warm_up(
     draw = int(torch.randint(2**31, (), generator=generator))
     both = LabeledSet(images, classes, last + 1)
     return train(both, seed=draw, epochs=config.warm_up_epochs, start=surrogate, peak_rate=0.03)
+
+
+def _purified(images: Tensor, through: Callable[[Tensor], Tensor], device: str) -> Tensor:
+    """(N, H, W, 3) uint8 as they come out of a purifier."""
+    done = []
+    for batch in torch.split(images, _PURIFIED):
+        out = through(to_pm1(batch.to(device)).permute(0, 3, 1, 2)).detach()
+        done.append(to_uint8(out.cpu()).permute(0, 2, 3, 1))
+    return torch.cat(done)
 
 
 @torch.no_grad()

@@ -38,6 +38,14 @@ BUNDLED = ("smoke", "cpu", "claims", "mid-run", "paper")
 """Suites of the package: `suites/NAME.toml`."""
 
 
+_AWARE: Mapping[str, tuple[str, ...]] = {
+    "through_in": ("generation", "surrogate", "both"),
+    "through_noise": ("fresh", "fixed"),
+    "through_gradient": ("exact", "straight"),
+}
+"""Fields of a scenario with a defense-aware attacker, and their values, the default first."""
+
+
 @dataclass(frozen=True, slots=True)
 class AimedAt:
     """One goal of the attacker: changes of its config, and the seed of its draws."""
@@ -75,6 +83,13 @@ class Scenario:
     )
     through: Annotated[str | None, "a defense-aware attacker: the energy or student that it optimizes through"] = None
     through_steps: Annotated[int | None, "updates of an energy's chain that it goes through; None: all"] = None
+    through_in: Annotated[str, "where: generation of the trigger, surrogate (trained on what comes out), or both"] = (
+        "generation"
+    )
+    through_noise: Annotated[str, "fresh at every step of the attacker, or fixed: the same at all"] = "fresh"
+    through_gradient: Annotated[str, "exact, or straight: the attacker takes none, as if nothing were purified"] = (
+        "exact"
+    )
     attack_seed: Annotated[
         int,
         "of triggers, poisons, targets and the attacker's networks; every goal adds its own number. Far from "
@@ -97,6 +112,12 @@ class Scenario:
             raise InputError(f"scenario {self.name!r}: targets, classes and seeds must be 0 or more")
         if self.through_steps is not None and self.through is None:
             raise InputError(f"scenario {self.name!r}: through_steps are of the purifier that through names; give one")
+        for name, known in _AWARE.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"scenario {self.name!r}: {name} is one of {', '.join(known)}, got {value!r}")
+            if self.through is None and value != known[0]:
+                raise InputError(f"scenario {self.name!r}: {name} is of the purifier that through names; give one")
         own = sorted({"budget", "target_class", "intended_class"} & self.config.keys())
         if own:
             raise InputError(f"scenario {self.name!r}: {', '.join(own)} in config: the scenario says it by itself")
@@ -128,7 +149,12 @@ class Scenario:
         own = ("attack", "config", "budget", "surrogates", "surrogate", "surrogate_recipe", "attack_seed")
         joint = {"joint": [goal.name for goal in self.goals()]} if self.joint else {}
         aware = {"through": self.through, "through_steps": self.through_steps} if self.through else {}
+        aware |= self.awareness()
         return {name: _plain(getattr(self, name)) for name in own} | joint | aware | self.victim_settings()
+
+    def awareness(self) -> dict[str, str]:
+        """How a defense-aware attacker differs from one that makes its trigger with fresh noise and exact gradients."""
+        return {name: getattr(self, name) for name, known in _AWARE.items() if getattr(self, name) != known[0]}
 
     def key(self) -> str:
         """A folder's name for the cards of this scenario, equal for equal settings."""

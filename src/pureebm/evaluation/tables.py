@@ -50,7 +50,7 @@ def _row(cards: Sequence[JSON]) -> Row:
     first = cards[0]
     row: Row = dict.fromkeys(CONTRACT)
     row |= {key: first[key] for key in ("attack", "eps", "budget", "data", "victim", "defence")}
-    row |= {"sharing": first.get("sharing", 1), "through": first.get("protocol", {}).get("through")}
+    row |= {"sharing": first.get("sharing", 1), "through": _through(first.get("protocol", {}))}
     victims = cards if row["sharing"] == 1 else [card for card in cards if card["goal"] == first["goal"]]
     natural, success = _by_goal(victims, "natural_accuracy"), _by_goal(cards, "poison_success")
     row |= {"natural_accuracy": _mean(natural), "natural_accuracy_sd": _spread([_values(victims, "natural_accuracy")])}
@@ -68,6 +68,14 @@ def _row(cards: Sequence[JSON]) -> Row:
         card["kind"] == "targets" and card["poison_success"] == 1 == card["clean_still_true"] for card in cards
     )
     return row
+
+
+def _through(protocol: JSON) -> str | None:
+    """The purifier that the attacker knew, and how it used it where that is not the usual way."""
+    own = [
+        str(value) for name, value in protocol.items() if name in ("through_in", "through_noise", "through_gradient")
+    ]
+    return ", ".join([protocol["through"], *own]) if protocol.get("through") else None
 
 
 def _interval(means: Sequence[float], kind: str) -> tuple[float, float] | None:

@@ -119,12 +119,14 @@ def craft(scenario: Scenario, goal: AimedAt, data: DataSet, *, bench: Bench) -> 
     """Let the attacker work. Raises `InputError` for an unknown attack or field, or as the attack does."""
     log.info("crafting: %s, %s", scenario.attack, goal.name)
     module, config = attack_config(scenario, goal)
+    through = _through(scenario, goal, bench)
     attacker = Attacker(
         train=_surrogates(scenario, goal, bench),
         extractors=[_extractor(scenario, name, bench=bench) for name in scenario.surrogates],
         public=bench.shelf.public(scenario.data),
         test=data.test,
-        through=_through(scenario, goal, bench),
+        through=through if scenario.through_in != "surrogate" else None,
+        surrogate_through=through if scenario.through_in != "generation" else None,
         device=bench.device,
         report=log.debug,
     )
@@ -169,7 +171,7 @@ def attack_settings(scenario: Scenario) -> JSON:
     if scenario.through:
         model = load_model(scenario.through)
         known = {"weights": model.sha256, "sampler": model.card.get("sampler"), "steps": scenario.through_steps}
-        aware = {"through": known}
+        aware = {"through": known | scenario.awareness()}
     return aware | {
         "attack": scenario.attack,
         "config": dict(scenario.config),
@@ -187,7 +189,23 @@ def _through(scenario: Scenario, goal: AimedAt, bench: Bench) -> Through | None:
         return None
     if scenario.attack not in SEE_THROUGH:
         raise InputError(f"scenario {scenario.name!r}: only {', '.join(SEE_THROUGH)} optimizes through a purifier")
-    return differentiable(load_model(scenario.through, bench.device), steps=scenario.through_steps, seed=goal.seed)
+    model = load_model(scenario.through, bench.device)
+
+    def anew() -> Through:
+        return differentiable(model, steps=scenario.through_steps, seed=goal.seed)
+
+    going_on = anew()
+    purify: Through = (lambda x: anew()(x)) if scenario.through_noise == "fixed" else going_on
+    return straight_through(purify) if scenario.through_gradient == "straight" else purify
+
+
+def straight_through(purify: Through) -> Through:
+    """The same images, but gradients pass as if nothing were done: for an attacker who can run the purifier and not
+    differentiate it.
+
+    Source: BPDA, Athalye et al., arXiv 1802.00420.
+    """
+    return lambda x: x + (purify(x.detach()).detach() - x).detach()
 
 
 def _surrogates(scenario: Scenario, goal: AimedAt, bench: Bench) -> Surrogates:
