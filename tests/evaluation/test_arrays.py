@@ -48,6 +48,23 @@ def test_what_extractors_see_and_what_is_fine_tuned_on_share_no_image(shelf: She
         shelf.load("cifar10-others-200")
 
 
+def test_a_part_of_the_classes_is_evenly_spaced_and_the_others_are_public(shelf: Shelf) -> None:
+    data = shelf.load("cifar10-4classes")
+    found = data.train.images[:, 0, 0, 0].tolist()
+    wanted = [row for row in range(120) if row * 7 % 10 in (0, 2, 5, 7)]
+    assert found == wanted and data.ids == [f"cifar10/train/{row}" for row in wanted]
+    assert data.train.labels.tolist() == [(0, 2, 5, 7).index(row * 7 % 10) for row in wanted]
+    assert data.train.n_classes == data.test.n_classes == 4 and len(data.test) == 8
+    part = shelf.load("cifar10-4classes-20")
+    assert set(part.ids) < set(data.ids) and len(part.train) == 20
+    public = shelf.public("cifar10-4classes")
+    assert public is not None and public.n_classes == 6
+    assert sorted(public.images[:, 0, 0, 0].tolist()) == sorted(set(range(120)) - set(wanted))
+    assert set(public.labels.tolist()) == set(range(6))
+    with pytest.raises(InputError, match="2 or more and not all"):
+        shelf.load("cifar10-10classes")
+
+
 @pytest.mark.parametrize("name", ["cinic10", "cifar10-", "cifar10-20k", "tiny"])
 def test_an_unknown_name_is_refused(shelf: Shelf, name: str) -> None:
     with pytest.raises(InputError, match=f"no data set {name!r} here; known: cifar10, tiny-imagenet and synthetic"):

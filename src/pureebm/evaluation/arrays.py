@@ -2,13 +2,14 @@
 
 Layout of the folder: cifar10/train.parquet, cifar10/test.parquet, tiny-imagenet/train.parquet and val.parquet (columns
 `image` with `bytes`, and `label`). Files come from their publishers: they are not treated as hostile here.
-A benchmark names its data as BASE[-SIZEpx][-clean|-others][-N]:
+A benchmark names its data as BASE[-SIZEpx][-Kclasses][-clean|-others][-N]:
 
     cifar10                 all of it
     cifar10-20000           the first 20,000 of one fixed random order, so subsets nest
     cifar10-clean-48000     the first 4,800 of every class: what extractors are pretrained on
     cifar10-others-500      50 of every class among those that no extractor saw: what is fine-tuned on
     tiny-imagenet-64px      at its own size; 32px: halved by averaging
+    tiny-imagenet-64px-20classes   every tenth class, as classes 0 to 19; the others are public there
     synthetic-32px-400      colored textures of four classes, made on the spot; needs no file
 """
 
@@ -80,7 +81,7 @@ N_PUBLIC = 28_000
 N_CLEAN = 4_800
 """Images of a class that extractors may be trained on, in the order of the file; the rest are the "others"."""
 
-_NAME = re.compile(r"(cifar10|tiny-imagenet|synthetic)(?:-(\d+)px)?(?:-(clean|others))?(?:-(\d+))?")
+_NAME = re.compile(r"(cifar10|tiny-imagenet|synthetic)(?:-(\d+)px)?(?:-(\d+)classes)?(?:-(clean|others))?(?:-(\d+))?")
 _FILES = {"cifar10": ("train", "test", 10), "tiny-imagenet": ("train", "val", 200)}
 _PUBLIC = {"cifar10": "tiny-imagenet", "tiny-imagenet": "cifar10"}
 
@@ -107,23 +108,32 @@ class Shelf:
 
     def load(self, name: str) -> DataSet:
         """Raises `InputError`: no name of the form above, a missing file, or more images asked than there are."""
-        base, size, part, n_wanted = _parse(name)
+        base, size, n_classes, part, n_wanted = _parse(name)
         if base == "synthetic":
             train, test = (textures(n, size, seed=seed) for seed, n in enumerate((n_wanted or 400, 100)))
             return DataSet(name, train, [f"synthetic/train/{row}" for row in range(len(train))], test)
         train, test = (self._read(base, split, size) for split in _FILES[base][:2])
+        places = torch.arange(len(train))
+        if n_classes is not None:
+            chosen = spread_classes(train.n_classes, n_classes)
+            places = torch.isin(train.labels, chosen).nonzero().squeeze(1)
+            train, test = (of_classes(part, chosen) for part in (train, test))
         rows = _rows(name, train, part, n_wanted)
-        ids = [f"{base}/train/{row}" for row in rows.tolist()]
+        ids = [f"{base}/train/{row}" for row in places[rows].tolist()]
         return DataSet(name, LabeledSet(train.images[rows], train.labels[rows], train.n_classes), ids, test)
 
     def public(self, name: str) -> LabeledSet | None:
         """Out-of-distribution images of the size of the data set `name`, None where we know of none as large."""
-        base, size, _, n_wanted = _parse(name)
+        base, size, n_classes, _, n_wanted = _parse(name)
         if base == "synthetic":
             return textures(n_wanted or 400, size, seed=2, n_classes=6)
-        if base == "tiny-imagenet" and size > SIZE:
+        if n_classes is not None:
+            every = self._read(base, "train", size)
+            every = of_classes(every, spread_classes(every.n_classes, n_classes), others=True)
+        elif base == "tiny-imagenet" and size > SIZE:
             return None
-        every = self._read(_PUBLIC[base], "train", size)
+        else:
+            every = self._read(_PUBLIC[base], "train", size)
         rows = torch.from_numpy(np.random.default_rng(0).permutation(len(every))[:N_PUBLIC])
         return LabeledSet(every.images[rows], every.labels[rows], every.n_classes)
 
@@ -139,14 +149,31 @@ class Shelf:
         return self._held[str(stored)]
 
 
-def _parse(name: str) -> tuple[str, int, str | None, int | None]:
+def _parse(name: str) -> tuple[str, int, int | None, str | None, int | None]:
+    """Base, side, classes if not all, part, images if not all."""
     match = _NAME.fullmatch(name)
     if match is None:
-        known = "cifar10, tiny-imagenet and synthetic, with -SIZEpx, -clean or -others, and -N"
+        known = "cifar10, tiny-imagenet and synthetic, with -SIZEpx, -Kclasses, -clean or -others, and -N"
         raise InputError(f"no data set {name!r} here; known: {known} (cifar10-20000, tiny-imagenet-64px)")
-    base, size, part, n_wanted = match.groups()
+    base, size, n_classes, part, n_wanted = match.groups()
+    if n_classes and (base == "synthetic" or not 2 <= int(n_classes) < _FILES[base][2]):
+        raise InputError(f"data {name!r}: a part of the classes is of cifar10 or tiny-imagenet, 2 or more and not all")
     smallest = 16 if base == "synthetic" else SIZE
-    return base, int(size or smallest), part, int(n_wanted) if n_wanted else None
+    classes, n_images = (int(count) if count else None for count in (n_classes, n_wanted))
+    return base, int(size or smallest), classes, part, n_images
+
+
+def spread_classes(n_classes: int, n_chosen: int) -> Tensor:
+    """(n_chosen,) labels, ascending and evenly spaced: neighbors show like things where labels follow a hierarchy."""
+    return torch.arange(n_chosen) * n_classes // n_chosen
+
+
+def of_classes(data: LabeledSet, chosen: Tensor, *, others: bool = False) -> LabeledSet:
+    """The images of some classes (or of all others), in their order, with labels from 0 on."""
+    kept = torch.isin(torch.arange(data.n_classes), chosen) ^ others
+    rows = kept[data.labels]
+    labels = (kept.cumsum(0) - 1)[data.labels[rows]]
+    return LabeledSet(data.images[rows], labels, int(kept.sum()))
 
 
 def _rows(name: str, train: LabeledSet, part: str | None, n_wanted: int | None) -> Tensor:
