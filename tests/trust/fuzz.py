@@ -16,8 +16,10 @@ import multiprocessing
 import pickle
 import resource
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,16 +32,23 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tests.trust.faults import ROOT, card_path, png, told_command
 
+from pureebm.data import torch_files
+from pureebm.data.archives import ArchiveSource, TarArchive
+from pureebm.data.arrow import ArrowSource
 from pureebm.data.cifar import CifarSource
+from pureebm.data.csv_list import CsvSource
+from pureebm.data.labels import labels_of
 from pureebm.data.npz import NpzSource
 from pureebm.data.parquet import ParquetSource
 from pureebm.data.pictures import decode
 from pureebm.data.unpickle import dumps, loads
+from pureebm.data.webdataset import WebDatasetSource
 from pureebm.energy.networks import LocalEnergy
 from pureebm.energy.weights import load_model, save_model
 from pureebm.errors import ItemError, PureebmError
 from pureebm.purify.manifest import MANIFEST_NAME, RECORD_NAME, SCHEMA, write_manifest
 from pureebm.purify.verify import read_finished, verify
+from pureebm.web.unpack import Limits, receive
 
 N = 12
 MEMORY = 6 * 2**30
@@ -91,6 +100,90 @@ def parquet() -> tuple[bytes, Callable[[Path], object], str]:
     cells = [{"bytes": png(image), "path": f"{number}.png"} for number, image in enumerate(images())]
     pq.write_table(pa.table({"image": cells, "label": list(range(N))}), file)
     return file.getvalue(), lambda path: read_all(ParquetSource(path)), "set.parquet"
+
+
+def zip_archive() -> tuple[bytes, Callable[[Path], object], str]:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, image in enumerate(images()[:3]):
+            archive.writestr(f"c{number % 2}/{number}.png", png(image))
+        archive.writestr("notes.txt", b"read me")
+    return file.getvalue(), lambda path: read_all(ArchiveSource(path)), "set.zip"
+
+
+def _tar(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def tar_archive() -> tuple[bytes, Callable[[Path], object], str]:
+    data = _tar({f"c{number % 2}/{number}.png": png(image) for number, image in enumerate(images()[:3])})
+    return data, lambda path: read_all(ArchiveSource(path, TarArchive(path))), "set.tar"
+
+
+def webdataset() -> tuple[bytes, Callable[[Path], object], str]:
+    members = dict[str, bytes]()
+    for number, image in enumerate(images()[:3]):
+        members |= {f"{number}.png": png(image), f"{number}.cls": b"1", f"{number}.json": b"{}"}
+
+    def read(path: Path) -> None:
+        source = WebDatasetSource(path)
+        read_all(source)
+        labels_of(source)
+
+    return _tar(members), read, "shard.tar"
+
+
+def csv_list() -> tuple[bytes, Callable[[Path], object], str]:
+    rows = "".join(f'{number}.png,"a ""note"", {number}",{number % 2}\n' for number in range(3))
+
+    def read(path: Path) -> None:
+        for number in range(3):
+            (path.parent / f"{number}.png").write_bytes(png(images()[number]))
+        source = CsvSource(path)
+        read_all(source)
+        labels_of(source)
+
+    return f"file,note,label\n{rows}".encode(), read, "list.csv"
+
+
+def arrow() -> tuple[bytes, Callable[[Path], object], str]:
+    name, file = "data-00000-of-00001.arrow", io.BytesIO()
+    cells = [{"bytes": png(image), "path": f"{number}.png"} for number, image in enumerate(images()[:3])]
+    rows = pa.table({"image": cells, "label": list(range(3))})
+    with pa.ipc.new_stream(file, rows.schema) as stream:
+        stream.write_table(rows)
+
+    def read(path: Path) -> None:
+        (path.parent / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+        (path.parent / "dataset_info.json").write_text("{}")
+        source = ArrowSource(path.parent)
+        read_all(source)
+        labels_of(source)
+
+    return file.getvalue(), read, name
+
+
+def torch_file() -> tuple[bytes, Callable[[Path], object], str]:
+    file = io.BytesIO()
+    torch.save({"images": torch.arange(48.0).reshape(1, 3, 4, 4), "names": ["a", "b"]}, file)
+    return file.getvalue(), torch_files.load, "poisons.pt"
+
+
+def upload() -> tuple[bytes, Callable[[Path], object], str]:
+    """What the web page makes of an archive that a browser sent."""
+
+    def read(path: Path) -> None:
+        limits = Limits(files=20, unpacked_bytes=2**20)
+        with tempfile.TemporaryDirectory() as folder, open(path, "rb") as sent:
+            receive(sent, "photos.zip", Path(folder) / "new", limits)
+
+    return zip_archive()[0], read, "sent"
 
 
 def picture() -> tuple[bytes, Callable[[Path], object], str]:
@@ -179,6 +272,13 @@ PARSERS = {
         cifar_python,
         unpickler,
         parquet,
+        zip_archive,
+        tar_archive,
+        webdataset,
+        csv_list,
+        arrow,
+        torch_file,
+        upload,
         picture,
         safetensors,
         model_card,

@@ -54,6 +54,14 @@ def test_a_name_that_leads_elsewhere_refuses_the_whole_archive(tmp_path, name):
     receive(file, "a.zip", tmp_path / "deep" / "new", SMALL)
 
 
+def test_a_member_that_begins_before_the_archive_is_damage(tmp_path):
+    data = archive({"a.png": png()}).getvalue()
+    end = data.rindex(b"PK\x05\x06")
+    (tmp_path / "sent").write_bytes(data[: end + 16] + b"\xff\xff\xff\x7f" + data[end + 20 :])
+    with open(tmp_path / "sent", "rb") as sent, pytest.raises(InputError, match="damaged.*begins before"):
+        receive(sent, "a.zip", tmp_path / "new", SMALL)
+
+
 def test_a_link_is_refused(tmp_path):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:

@@ -93,6 +93,8 @@ def unpack(archive: BinaryIO, target: Path, limits: Limits) -> None:
 def _check(members: list[zipfile.ZipInfo], folder: Path, limits: Limits) -> None:
     if len(members) > limits.files:
         raise InputError(f"the archive holds {len(members):,} files; at most {limits.files:,} are taken")
+    if any(info.header_offset < 0 for info in members):
+        raise zipfile.BadZipFile("a member begins before the archive")
     claimed = sum(info.file_size for info in members)
     if claimed > limits.unpacked_bytes:
         raise InputError(f"the archive unpacks to {claimed:,} bytes; at most {limits.unpacked_bytes:,} are taken")
