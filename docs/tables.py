@@ -6,17 +6,17 @@ A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`. A test che
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from pureebm.evaluation.cards import read_cards, table
+from pureebm.evaluation.cards import read_card, read_cards, table
 from pureebm.evaluation.runner import read_suite_cards
 from pureebm.evaluation.scenarios import load_suite
 from pureebm.evaluation.tables import Row, make_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-FILES = ("README.md", "docs/model.md", "docs/results.md", "docs/student.md")
+FILES = ("README.md", "docs/claims.md", "docs/model.md", "docs/results.md", "docs/student.md")
 
 DEFAULT = "**`residual-32`, the default** (ours)"
 STUDENT = "`student`, one pass (ours)"
@@ -33,7 +33,24 @@ KNOWS = {
 }
 
 
-def triggered(name: str) -> str:
+WAYS = {
+    "narcissus-eps16-knows-nothing": "nothing",
+    "narcissus-eps16-knows-in-generation": "the default chain; in the trigger's generation",
+    "narcissus-eps16-knows-in-surrogate": "the same, in its surrogate",
+    "narcissus-eps16-knows-in-both": "in both",
+    "narcissus-eps16-knows-fixed-noise": "in generation, with the same noise at every step",
+    "narcissus-eps16-knows-no-gradient": "in generation, without its gradient",
+}
+TIMES = {
+    "pureebm": "923 (150 updates)",
+    "ddpm:ddim=10": "4,181 (75 steps)",
+    "none": "3,690",
+    "friends-b:preset=short": "11,502",
+}
+"""Seconds that PureGen's table 5 has for what is most like ours, on a TPU v3 and all of CIFAR-10."""
+
+
+def triggered(name: str, suite: str = "cpu") -> str:
     """A scenario with a trigger: one row a defense, the best first."""
     head = [
         "defense",
@@ -44,7 +61,7 @@ def triggered(name: str) -> str:
         "PSNR",
     ]
     lines = []
-    for row, clean in _rows(name):
+    for row, clean in _rows(name, suite):
         success = f"{_rate(row['poison_success'])} ({_rate(row['poison_success_max'])})"
         over = f"{100 * (row['poison_success'] - row['clean_floor']):.1f}"
         psnr = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
@@ -64,25 +81,88 @@ def seeds(name: str) -> str:
     return _table(head, lines)
 
 
-def targets(name: str) -> str:
+def targets(name: str, suite: str = "cpu") -> str:
     """A scenario with targets: how many are read as the attacker wants, and how many of those by the poison alone."""
     head = ["defense", "accuracy, no attack", "accuracy", "targets read as intended", "of them right without poison"]
     lines = []
-    for row, clean in _rows(name):
-        hit = f"{round(row['poison_success'] * row['goals'])} of {row['goals']}"
-        lines.append([_name(row), clean, _rate(row["natural_accuracy"]), hit, str(row["flipped"])])
+    for row, clean in _rows(name, suite):
+        lines.append([_name(row), clean, _rate(row["natural_accuracy"]), _hit(row), str(row["flipped"])])
     return _table(head, lines)
 
 
-def knows() -> str:
+def availability(name: str, suite: str) -> str:
+    """A set of which every image is changed: what it still teaches, the best first."""
+    lines = [
+        [_name(row), clean, _rate(row["natural_accuracy"])]
+        for row, clean in sorted(_rows(name, suite), key=lambda pair: -pair[0]["natural_accuracy"])
+    ]
+    return _table(["defense", "accuracy, no attack", "accuracy"], lines)
+
+
+def knows(known: Mapping[str, str] = KNOWS, suite: str = "cpu") -> str:
     """Attackers who know the defense, beside one who does not."""
     head = ["the attacker knows", "defense", "accuracy", "poison success", "floor"]
     lines = []
-    for name, knowledge in KNOWS.items():
-        for row, _ in _rows(name):
+    for name, knowledge in known.items():
+        for row, _ in _rows(name, suite):
             rates = [_rate(row[key]) for key in ("natural_accuracy", "poison_success", "clean_floor")]
             lines.append([knowledge, _name(row), *rates])
     return _table(head, lines)
+
+
+def shift() -> str:
+    """Energies of other training sets: how far the set lies, and what they are worth."""
+    head = [
+        "training set",
+        "Frechet distance",
+        "accuracy, 8/255",
+        "poison success",
+        "accuracy, 16/255",
+        "poison success",
+    ]
+    attacks = [[row for row, _ in _rows(name, "claims")] for name in ("narcissus-eps8", "narcissus-eps16")]
+    lines = []
+    for card in sorted(read_cards(RESULTS / "shift"), key=lambda card: card["frechet_distance"]):
+        cells = [f"`{card['set']}`", f"{card['frechet_distance']:.3f}"]
+        for rows in attacks:
+            own = [row for row in rows if f"/{card['set']}/model" in row["defence"]]
+            cells += [_rate(own[0][key]) if own else "" for key in ("natural_accuracy", "poison_success")]
+        lines.append(cells)
+    return _table(head, lines)
+
+
+def steps(name: str) -> str:
+    """One chain at several lengths, the shortest first."""
+    head = ["updates", "accuracy, no attack", "accuracy", "targets read as intended"]
+    rows = [(row, clean) for row, clean in _rows(name, "mid-run") if row["defence"] != "pureebm"]
+    lines = [
+        [f"{row['n_steps'] or 0:,}", clean, _rate(row["natural_accuracy"]), _hit(row)]
+        for row, clean in sorted(rows, key=lambda pair: pair[0]["n_steps"] or 0)
+    ]
+    return _table(head, lines)
+
+
+def timing() -> str:
+    """Seconds of each part, of the clean set's rows and the models' cards."""
+    lines = []
+    for text, path in (("energy", "energy/models/residual-32"), ("DDPM", "diffusion/models/ddpm-32")):
+        card = ROOT / "src" / "pureebm" / f"{path}.json"
+        if card.is_file():
+            about = read_card(card)
+            minutes = about.get("total_minutes", about["minutes"])
+            lines.append([f"train the {text}", f"{60 * minutes:,.0f}", ""])
+    rows = make_rows(read_suite_cards(load_suite("claims"), RESULTS))
+    clean = [row for row in rows if row["attack"] == "none" and row["data"] == "cifar10-20000"]
+    clean = [row for row in clean if row["victim"].startswith("small-resnet, fast, 8 ") and "/" not in row["defence"]]
+    purifiers = [row for row in clean if row["defence_seconds"]]
+    for row in sorted(purifiers, key=lambda row: row["defence_seconds"]):
+        lines.append([f"purify by {_name(row)}", f"{row['defence_seconds']:,.0f}", TIMES.get(row["defence"], "")])
+    for row in clean:
+        if row not in purifiers:
+            lines.append(
+                [f"train a victim, {_name(row)}", f"{row['train_seconds']:,.0f}", TIMES.get(row["defence"], "")]
+            )
+    return _table(["", "seconds here", "published"], lines)
 
 
 def quick() -> str:
@@ -124,6 +204,25 @@ TABLES: dict[str, Callable[[], str]] = {
     "bullseye-linear": lambda: targets("bullseye-linear"),
     "bullseye-fine-tune": lambda: targets("bullseye-fine-tune"),
     "knows": knows,
+    "claims-16": lambda: triggered("narcissus-eps16", "claims"),
+    "claims-8": lambda: triggered("narcissus-eps8", "claims"),
+    "claims-matching": lambda: targets("gradient-matching", "claims"),
+    "claims-bullseye": lambda: targets("bullseye-linear", "claims"),
+    "badnets": lambda: triggered("badnets", "claims"),
+    "blended": lambda: triggered("blended", "claims"),
+    "wanet": lambda: triggered("wanet", "claims"),
+    "tenth-8": lambda: triggered("narcissus-eps8-tenth", "claims"),
+    "tenth-16": lambda: triggered("narcissus-eps16-tenth", "claims"),
+    "ntga": lambda: availability("ntga", "claims"),
+    "hlb": lambda: triggered("narcissus-eps16-hlb", "claims"),
+    "mobilenet": lambda: triggered("narcissus-eps16-mobilenet", "claims"),
+    "mobilenet-linear": lambda: targets("bullseye-linear-mobilenet", "claims"),
+    "densenet-linear": lambda: targets("bullseye-linear-densenet", "claims"),
+    "tiny-64": lambda: triggered("narcissus-tiny-64px", "claims"),
+    "knows-16": lambda: knows(WAYS, "claims"),
+    "mid-run": lambda: steps("bullseye-linear"),
+    "shift": shift,
+    "timing": timing,
     "quick": quick,
     "diagnosis": diagnosis,
 }
@@ -139,13 +238,17 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table (?P<name>[\w-]+) -->.*?<!-- end (?P=name) -->", fill, text, flags=re.DOTALL)
 
 
-def _rows(name: str) -> list[tuple[Row, str]]:
-    """Rows of a scenario of the `cpu` suite, least success first, each with its accuracy where nothing is attacked."""
-    suite = load_suite("cpu")
+def _hit(row: Row) -> str:
+    return f"{round(row['poison_success'] * row['goals'])} of {row['goals']}"
+
+
+def _rows(name: str, of: str = "cpu") -> list[tuple[Row, str]]:
+    """Rows of a scenario of a suite, least success first, each with its accuracy where nothing is attacked."""
+    suite = load_suite(of)
     (key,) = (scenario.key() for scenario in suite.scenarios if scenario.name == name)
     every = make_rows(read_suite_cards(suite, RESULTS))
     own = [row for row in every if row["key"] == key]
-    own.sort(key=lambda row: (row["poison_success"], -row["natural_accuracy"]))
+    own.sort(key=lambda row: (row["poison_success"] or 0, -row["natural_accuracy"]))
     if not own:
         return []
     clean = {row["defence"]: _rate(row["natural_accuracy"]) for row in every if row["key"] == own[0]["clean_key"]}
