@@ -118,7 +118,15 @@ def run_suite(
         cards = []
         for one in defenses:
             cards += quick.run_quick(
-                one, set_, arrays, config, seeds=_seeds(seeds), out=out, cache=cache, device=place, command=_command()
+                one,
+                set_,
+                arrays,
+                config,
+                seeds=_integers(seeds),
+                out=out,
+                cache=cache,
+                device=place,
+                command=_command(),
             )
     emit({"cards": cards}) if json_ else say(f"{len(cards)} cards in {out / suite}; see them by: pureebm bench show")
 
@@ -198,6 +206,39 @@ def speed(
     measured = measure(config, model=model, student=student, others=not quick, device=place, on_round=told)
     path = None if quick else write_speed_card(out, measured, command=_command())
     emit(measured | {"card": path and str(path)}) if json_ else _say_speed(measured, path)
+
+
+@app.command("scale")
+def scale(
+    source: options.Source,
+    model: options.Model = options.DEFAULT_MODEL,
+    images: Annotated[str, typer.Option(metavar="N,N", help="Numbers of images.")] = "1000,10000",
+    workers: Annotated[str, typer.Option(metavar="N,N", help="Of processes: the first for all numbers.")] = "1",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    out: options.Cards = Path("results"),
+    json_: options.Json = False,
+) -> None:
+    """Measure whole jobs: seconds and memory against images and workers.
+
+    Each is a `pureebm purify SOURCE` of its own, start included. Writes a card and a picture.
+    """
+    place = options.parse_device(device)
+    import torch
+
+    from pureebm.evaluation.scale import measure_jobs, write_scale_card
+
+    rows = measure_jobs(
+        source,
+        model=model,
+        images=_integers(images, "--images"),
+        workers=_integers(workers, "--workers"),
+        threads=threads or torch.get_num_threads(),
+        device=place,
+        told=say,
+    )
+    path = write_scale_card(out, rows, model=model, source=source, command=_command())
+    emit({"jobs": rows, "card": str(path)}) if json_ else say(f"card: {path}")
 
 
 def _say_speed(measured: JSON, path: Path | None) -> None:
@@ -370,10 +411,10 @@ def _model(name: str, device: str, precision: str, overrides: JSON) -> Defense:
     return Defense(label, stage)
 
 
-def _seeds(text: str) -> list[int]:
+def _integers(text: str, name: str = "--seeds") -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--seeds must be whole numbers with commas between them, got {text!r}")
+        raise InputError(f"{name} must be whole numbers with commas between them, got {text!r}")
     return [int(part) for part in parts]
 
 
