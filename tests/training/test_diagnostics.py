@@ -12,9 +12,9 @@ from PIL import Image
 
 from pureebm.energy.networks import LocalEnergy
 from pureebm.sampling.langevin import LangevinConfig, langevin, residual_size
-from pureebm.training.validation import RepeatedNoise
 from pureebm.training.diagnostics import chain, draw_diagnostics, measure_distances, suggest_steps
 from pureebm.training.scalars import ScalarLog, read_scalars
+from pureebm.training.validation import RepeatedNoise
 
 
 def quadratic(images):

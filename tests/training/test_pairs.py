@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pureebm.data.ranges import to_pm1
+from pureebm.energy.networks import LocalEnergy
 from pureebm.energy.weights import load_model
 from pureebm.errors import Interrupted, MismatchError
 from pureebm.purify.stages import LangevinStage
-from pureebm.sampling.langevin import LangevinConfig
+from pureebm.sampling.langevin import LangevinConfig, residual_size
 from pureebm.sampling.noise import CounterNoise
 from pureebm.training import pairs as making
-from pureebm.training.pairs import HeardNoise, claim, make_pairs, perturb, taught
+from pureebm.training.pairs import HeardNoise, claim, make_pairs, make_residuals, perturb, taught
 
 CONFIG = LangevinConfig(
     n_steps=3, step_size=0.04, temperature=0.01, step_size_end=0.02, temperature_end=0.003, noise=0.6, initial_noise=0.1
@@ -112,3 +114,25 @@ def test_a_pair_can_be_made_again_from_what_is_kept(stage, images, tmp_path) -> 
         torch.testing.assert_close(again, pairs.purified[row : row + 1].float(), atol=2e-3, rtol=0)
         torch.testing.assert_close(later, pairs.later[row : row + 1].float(), atol=2e-3, rtol=0)
     assert torch.equal(pairs.start([3, 68]), CounterNoise(1, ["pair/3", "pair/68"])(0, torch.zeros(2, 3, 16, 16)))
+
+
+def test_residuals_are_of_many_kinds_of_images_and_made_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    energy = LocalEnergy((4,), (1,), residual=True)
+    torch.nn.init.normal_(energy.head.weight, std=0.1)
+    stage = LangevinStage(energy, LangevinConfig(n_steps=1, adapt_above=0.01), precision="float32")
+    images = torch.randint(0, 256, (30, 16, 16, 3), dtype=torch.uint8)
+    path = tmp_path / "gauge.safetensors"
+    pictures, sizes = make_residuals(images, stage, path, count=600, seed=1)
+    assert pictures.shape == (600, 3, 16, 16) and sizes.shape == (600,)
+    torch.testing.assert_close(sizes, residual_size(energy, to_pm1(pictures)))
+    known = {bytes(one.numpy().tobytes()) for one in images.permute(0, 3, 1, 2).contiguous()}
+    untouched = sum(bytes(one.numpy().tobytes()) in known for one in pictures)
+    assert 0.15 < untouched / 600 < 0.35  # neither through JPEG nor perturbed
+    stamp = path.stat().st_mtime_ns
+    again = make_residuals(images, stage, path, count=600, seed=1, stop=lambda: True)
+    assert torch.equal(again[0], pictures) and path.stat().st_mtime_ns == stamp
+    with pytest.raises(Interrupted):
+        make_residuals(images, stage, path, count=601, seed=1, stop=lambda: True)
+    path.write_bytes(b"torn")
+    assert torch.equal(make_residuals(images, stage, path, count=600, seed=1)[1], sizes)

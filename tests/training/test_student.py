@@ -30,6 +30,7 @@ TINY = StudentSettings(
     widths=(4, 6),
     blocks=(0, 1),
     pairs=40,
+    gauged=64,
     size=16,
     batch=8,
     steps=12,
@@ -90,6 +91,10 @@ def test_the_comparison_is_exact_for_a_chain_that_only_adds_noise(teacher: str) 
     assert poorer["figure"] == pytest.approx(reference.variance * 3 * 0.024**2 / (0.01 + 3 * 0.024**2), rel=0.1)
 
 
+def never() -> tuple[torch.Tensor, torch.Tensor]:
+    raise AssertionError("a teacher whose noise does not adapt needs no gauge")
+
+
 def test_the_loss_of_a_student_that_does_what_the_teacher_does_is_nothing(teacher, tmp_path) -> None:
     stage = LangevinStage(load_model(teacher).energy, LangevinConfig(**SAMPLER), precision="float32")
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
@@ -99,7 +104,7 @@ def test_the_loss_of_a_student_that_does_what_the_teacher_does_is_nothing(teache
         student.gain.fill_(0.6 * 0.04 * 3**0.5)
     for augment in ("none", "flip"):
         settings = replace(TINY, augment=augment, batch=32)
-        trainer = StudentTrainer(settings, student, images, lambda: pairs, Workers("cpu"))
+        trainer = StudentTrainer(settings, student, images, lambda: pairs, never, Workers("cpu"))
         assert trainer.compute(Phase("student", 0, 1, 1e-3)).loss < 1e-6
 
 
@@ -130,6 +135,10 @@ def test_it_learns_how_the_noise_of_its_teacher_adapts(source, tmp_path) -> None
     student = load_model(tmp_path / "run" / "model.safetensors").network
     pairs = [load_file(one) for one in sorted((tmp_path / "run" / "pairs").glob("*.safetensors"))]
     x, theirs = pairs[0]["images"].float() / 127.5 - 1, pairs[0]["residuals"]
+    torch.testing.assert_close(theirs, residual_size(energy, x), rtol=1e-3, atol=0)
+    gauged = load_file(tmp_path / "run" / "pairs" / "gauge.safetensors")
+    assert gauged["images"].shape == (64, 3, 16, 16) and gauged["images"].dtype == torch.uint8
+    x, theirs = gauged["images"].float() / 127.5 - 1, gauged["residuals"]
     torch.testing.assert_close(theirs, residual_size(energy, x), rtol=1e-3, atol=0)
     # what the steps have left of the first guess, which was off by a factor
     errors = [(network.residual(network.coordinates(x)) / theirs).log().abs().mean() for network in (

@@ -150,13 +150,13 @@ class Student(nn.Module):
 def _gauge() -> nn.Sequential:
     """Without biases, as the teacher's denoiser: twice the contrast, twice the residual."""
     return nn.Sequential(
-        nn.Conv2d(12, 16, 3, padding=1, bias=False),
+        nn.Conv2d(12, 24, 3, padding=1, bias=False),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False),
         nn.ReLU(),
-        nn.Conv2d(32, 48, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(48, 64, 3, stride=2, padding=1, bias=False),
         nn.ReLU(),
-        nn.Conv2d(48, 48, 3, padding=1, bias=False),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False),
     )
 
 

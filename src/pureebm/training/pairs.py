@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pureebm.data.ranges import to_pm1, to_uint8
 from pureebm.errors import Interrupted, MismatchError
+from pureebm.purify.baselines import JPEGStage
 from pureebm.purify.stages import LangevinStage
 from pureebm.purify.student import NOISE_IMAGES
 from pureebm.sampling.langevin import LangevinConfig, langevin, residual_size
@@ -34,6 +35,9 @@ from pureebm.types import JSON, Noise
 BLOCK = 512
 BATCH = 64  # of the teacher; one level of noise each
 LARGEST_EPS = 16  # in steps of 1/255
+
+_GAUGE_SEED = 500_009
+_QUALITIES = (50, 96)  # of JPEG, from and below
 
 _NAMES = ("images", "purified", "later", "levels", "residuals")
 
@@ -158,6 +162,59 @@ def make_pairs(
         blocks.append(block)
     joined = {name: torch.cat([block[name] for block in blocks]) for name in _NAMES}
     return Pairs(**joined, ids=[_id(row) for row in range(count)], seed=seed)
+
+
+def make_residuals(
+    images: Tensor,
+    stage: LangevinStage,
+    path: Path,
+    *,
+    count: int,
+    seed: int,
+    report: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor]:
+    """(count, 3, S, S) uint8 images and (count,) float32 sizes of the teacher's residual, made or read from a file.
+
+    They cost one evaluation each, so there are more of them than pairs. Half of the images go through JPEG of random
+    quality before half are perturbed, since the residual depends on where images come from.
+
+    Args:
+        images: (N, S, S, 3) uint8, drawn from at random.
+
+    Raises:
+        InputError: the teacher's noise does not adapt to a residual.
+        Interrupted: `stop` asked for it; what was made is lost.
+    """
+    found = _read_residuals(path, count)
+    if found is not None:
+        return found
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + _GAUGE_SEED)
+    pictures, residuals = [], []
+    for start in range(0, count, BLOCK):
+        if stop():
+            raise Interrupted("stopped before the residuals were made; repeat the same command to go on")
+        rows = torch.randint(len(images), (min(BLOCK, count - start),), generator=generator)
+        clean = to_pm1(images[rows].permute(0, 3, 1, 2))
+        for row in torch.randperm(len(rows), generator=generator)[: len(rows) // 2].tolist():
+            quality = int(torch.randint(*_QUALITIES, (), generator=generator))
+            clean[row : row + 1] = JPEGStage(quality).purify_batch(clean[row : row + 1], [""], seed=0)
+        pixels = to_uint8(perturb(clean, generator)).contiguous()
+        pictures.append(pixels)
+        residuals += [_residuals(stage, to_pm1(batch)) for batch in torch.split(pixels, BATCH)]
+    made = {"images": torch.cat(pictures), "residuals": torch.cat(residuals)}
+    write_atomically(path, save(made))
+    report(f"residuals: {count:,}")
+    return made["images"], made["residuals"]
+
+
+def _read_residuals(path: Path, count: int) -> tuple[Tensor, Tensor] | None:
+    try:
+        block = load_file(path) if path.exists() else {}
+    except SafetensorError:
+        return None
+    whole = block.keys() == {"images", "residuals"} and len(block["residuals"]) == count
+    return (block["images"], block["residuals"]) if whole else None
 
 
 def perturb(images: Tensor, generator: torch.Generator) -> Tensor:

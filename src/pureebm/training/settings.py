@@ -131,6 +131,7 @@ class StudentSettings:
     widths: Annotated[tuple[int, ...], "channels at 1/2, 1/4, ... of the resolution"] = (32, 64, 96)
     blocks: Annotated[tuple[int, ...], "residual blocks at each of them"] = (1, 1, 1)
     pairs: Annotated[int, "images that the teacher purifies, once, before the training"] = 30_000
+    gauged: Annotated[int, "images whose residual is learned, where the teacher's noise adapts to it"] = 100_000
     level_min: Annotated[float, "least level of noise that is learned, as a multiple of the teacher's"] = 0.7
     level_max: Annotated[float, "largest level of noise that is learned"] = 1.4
     size: Annotated[int, "side in pixels that every image is brought to"] = 32
@@ -152,7 +153,7 @@ class StudentSettings:
     validation_images: Annotated[int, "held-out images that a validation purifies"] = 128
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "batch", "size", "steps", "validation_images"):
+        for name in ("pairs", "gauged", "batch", "size", "steps", "validation_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.level_min <= 1 <= self.level_max < float("inf"):

@@ -26,7 +26,7 @@ from pureebm.purify.student import StudentStage
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.sampling.noise import CounterNoise
 from pureebm.training.images import Images
-from pureebm.training.pairs import Pairs, claim, make_pairs, taught
+from pureebm.training.pairs import Pairs, claim, make_pairs, make_residuals, taught
 from pureebm.training.run import Run
 from pureebm.training.runtime import Runtime
 from pureebm.training.settings import StudentSettings
@@ -79,6 +79,7 @@ class StudentTrainer(Stepper):
 
     Args:
         pairs: gives what is learned from, when the first step needs it.
+        residuals: the same for the gauge: images and residuals of `make_residuals`.
     """
 
     network: Student
@@ -90,9 +91,10 @@ class StudentTrainer(Stepper):
         network: Student,
         images: Images,
         pairs: Callable[[], Pairs],
+        residuals: Callable[[], tuple[Tensor, Tensor]],
         workers: Workers,
     ) -> None:
-        self.settings, self.pairs = settings, pairs
+        self.settings, self.pairs, self.residuals = settings, pairs, residuals
         super().__init__(settings, network, images, workers)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -102,7 +104,7 @@ class StudentTrainer(Stepper):
         """Draw a batch of pairs, mirror some, and compute the squared distance to the teacher's results.
 
         The distance of a pair is divided by the strength of its noise, lest the few loud ones drown the others. The
-        gauge learns the logarithm of the teacher's residual; the rest is given the teacher's own.
+        gauge learns the logarithm of the teacher's residual, from images of its own; the rest is given the teacher's.
         """
         pairs, n, device = self.pairs(), self.settings.batch, self.workers.device
         rows = torch.randint(len(pairs), (n,), generator=self.generator)
@@ -116,11 +118,17 @@ class StudentTrainer(Stepper):
         y, loss = network.coordinates(images), images.new_zeros(())
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             if network.adapt_above:
-                residual = pairs.residuals[rows].to(device)
-                loss = GAUGE_WEIGHT * (network.residual(y) / residual.clamp(min=1e-6)).log().square().mean()
-                strength = strength * network.noise_scale(residual)
+                loss = GAUGE_WEIGHT * self._gauge_loss()
+                strength = strength * network.noise_scale(pairs.residuals[rows].to(device))
             out = network.purified(y, start, later, strength)
         return Step(loss + ((out - target).square().mean(dim=(1, 2, 3)) / strength).mean())
+
+    def _gauge_loss(self) -> Tensor:
+        images, residuals = self.residuals()
+        rows = torch.randint(len(images), (self.settings.batch,), generator=self.generator)
+        x, residual = to_pm1(images[rows]).to(self.workers.device), residuals[rows].to(self.workers.device)
+        found = self.network.residual(self.network.coordinates(x))
+        return (found / residual.clamp(min=1e-6)).log().square().mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +233,18 @@ class _Run(Run):
         )
 
     @cached_property
+    def residuals(self) -> tuple[Tensor, Tensor]:
+        return make_residuals(
+            torch.from_numpy(self.images),
+            self.stage,
+            self.out / "pairs" / "gauge.safetensors",
+            count=self.settings.gauged,
+            seed=self.settings.seed,
+            report=self.report,
+            stop=self.runtime.stop,
+        )
+
+    @cached_property
     def reference(self) -> Reference:
         return Reference.make(self.stage, self.held.cpu(), seed=self.settings.seed)
 
@@ -253,7 +273,7 @@ class _Run(Run):
         known: JSON = {"teacher": self._told_teacher(), "data": self.data, "held_out": self.held_data}
         known |= {"levels": self._levels(), "seed": settings.seed}
         claim(self.out / "pairs", known, overwrite=self.runtime.overwrite)
-        return StudentTrainer(settings, network, self.images, lambda: self.pairs, self.workers)
+        return StudentTrainer(settings, network, self.images, lambda: self.pairs, lambda: self.residuals, self.workers)
 
     def phases(self) -> list[tuple[str, int, float | None, float]]:
         return [("student", self.settings.steps, self.settings.minutes, self.settings.lr)]
