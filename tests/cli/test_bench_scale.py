@@ -31,7 +31,8 @@ def test_jobs_are_measured_and_leave_a_card_and_a_picture(pureebm, source: Path,
     assert told["jobs"][0]["sha256"] != told["jobs"][1]["sha256"]
     card = json.loads(Path(told["card"]).read_text())
     assert card["jobs"] == told["jobs"] and card["identical"] is True and card["processor"]
-    assert Image.open(Path(told["card"]).with_suffix(".png")).width > 500
+    with Image.open(Path(told["card"]).with_suffix(".png")) as picture:
+        assert picture.width > 500
     assert list(source.parent.glob("*")) and not list(source.parent.glob("*.pureebm"))  # targets are gone
 
 
