@@ -38,6 +38,17 @@ def test_the_summary_for_people_names_counts_and_report(pureebm, image_folder, t
     assert f"report: {tmp_path / 'out' / 'pureebm-report.html'}" in done.err
 
 
+def test_a_finished_command_repeated_says_so_and_changes_nothing(pureebm, image_folder, tiny_model, tmp_path):
+    words = ("purify", image_folder, tmp_path / "out", "--model", tiny_model)
+    first = pureebm(*words, "--json")
+    record = tmp_path / "out" / "pureebm-run.json"
+    stamp = record.stat().st_mtime_ns
+    again = pureebm(*words, "--json")
+    assert (again.code, again.json) == (first.code, first.json) and record.stat().st_mtime_ns == stamp
+    other = pureebm(*words, "--seed", 1)
+    assert other.code == 2 and "seed: was 0, is 1" in other.err and "--overwrite" in other.err
+
+
 def test_seed_and_steps_reach_the_sampler(pureebm, image_folder, tiny_model, tmp_path):
     def first_pixels(name, *options):
         assert pureebm("purify", image_folder, tmp_path / name, "--model", tiny_model, "--limit", 2, *options).code == 0

@@ -100,9 +100,9 @@ def test_a_shard_that_comes_when_all_is_done_does_nothing(source: FakeSource, tm
     before = tree(target)
     assert run(source, target, stage, JobConfig(batch_size=2, shard=(1, 2))) == first
     assert stage.n_batches == 0 and tree(target) == before
-    for other in (JobConfig(batch_size=2, shard=(1, 2), seed=1), CONFIG):
-        with pytest.raises(InputError, match="exists and is complete"):
-            run(source, target, stage, other)
+    assert run(source, target, stage, CONFIG) == first
+    with pytest.raises(InputError, match="exists and is complete"):
+        run(source, target, stage, JobConfig(batch_size=2, shard=(1, 2), seed=1))
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(source: FakeSource, tmp_path: Path) -> None:
@@ -281,8 +281,11 @@ def test_a_complete_target_stays_unless_overwrite_and_until_the_new_one_is_ready
     target = tmp_path / "deep" / "out"
     run(source, target, Shift(), CONFIG)
     old = tree(target)
+    stage = Shift()
+    assert run(source, target, stage, CONFIG).status == "complete" and stage.n_batches == 0
     with pytest.raises(InputError, match="exists and is complete"):
-        run(source, target, Shift(), CONFIG)
+        run(source, target, Shift(0.3), CONFIG)
+    assert tree(target) == old
     run(source, target, Shift(0.3), JobConfig(batch_size=2, shard=(0, 2), overwrite=True))
     assert tree(target) == old
     run(source, target, Shift(0.3), JobConfig(batch_size=2, shard=(1, 2), overwrite=True))

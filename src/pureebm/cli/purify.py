@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,12 +68,15 @@ def purify(
         return emit(planned.to_json()) if json_ else _say_plan(planned)
     crew = options.crew(engine, workers, threads)
     report: str | None
+    began = datetime.now(UTC).replace(microsecond=0)  # records tell seconds
     with stop_on_signals() as stop, show_progress() as progress:
         if url:
             record, report = run_to_url(source, url, stage, config, progress=progress, stop=stop, crew=crew)
         else:
             record = run(source, target, stage, config, progress=progress, stop=stop, crew=crew)
             report = _report_path(record)
+    if datetime.fromisoformat(record.finished) < began:
+        say(f"nothing to do: the same command has finished {record.target} before; what it said then:")
     emit(record.to_json() | {"report": report}) if json_ else _say_record(record, report, shared=crew is not None)
     raise typer.Exit(record.exit_code)
 

@@ -209,8 +209,8 @@ def run(
         crew: Other processes that compute in place of this one, such as `processes.Processes(4)`.
 
     Returns:
-        The record; of status "shard-done" if shards of other processes are still missing. A shard of a job that the
-        others have finished does nothing.
+        The record; of status "shard-done" if shards of other processes are still missing. Where this very job has
+        finished the target before, that record: nothing is done again.
 
     Raises:
         InputError: Source, target or settings are refused, or the disk is full. What was done so far is kept.
@@ -225,7 +225,7 @@ def run(
     place.clean_up()
     if finished:
         return _read_record(place.target, source)
-    if config.shard[1] > 1 and not config.overwrite and (done := _done_already(place, source, stage, config)):
+    if not config.overwrite and (done := _done_already(place, source, stage, config)):
         return done
     try:
         there = check_places(source, target, overwrite=config.overwrite)
@@ -557,7 +557,7 @@ def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig
 
 
 def _done_already(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> RunRecord | None:
-    """The record of the target, if the other shards of this very job have finished it without this one."""
+    """The record of the target, if this very job has finished it."""
     record = _record_there(place, source)
     return record if record and record.settings == _settled_again(record, source, stage, config) else None
 
