@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from dataclasses import replace
@@ -25,7 +26,12 @@ from pureebm.errors import InputError, ModelError
 from pureebm.evaluation.attack_job import AttackSettings, hold_out, run_attack
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.surrogates import Surrogates
+from pureebm.training import energy as training
+from pureebm.training import scalars
+from pureebm.training.energy import train_energy
+from pureebm.training.images import load_images
 from pureebm.training.recipes import find_recipe
+from pureebm.training.settings import EnergySettings
 
 DATA = textures(120, seed=0)
 
@@ -210,3 +216,25 @@ def test_narcissus_through_a_purifier_makes_another_trigger_and_says_through_wha
         run_attack("badnets", source, tmp_path / "out.npz", badnets.Config(), known)
     with pytest.raises(InputError, match="--through-steps are of the purifier"):
         run_attack("narcissus", source, tmp_path / "out.npz", config, replace(plain, through_steps=2))
+
+
+def test_an_energy_is_trained_on_what_the_attack_wrote_as_on_any_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "draw_diagnostics", lambda *arguments, **options: 1)
+    monkeypatch.setattr(training, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(scalars, "_tensorboard", lambda folder, step: None)
+    for label in range(4):
+        for row in DATA.rows_of(label).tolist():
+            path = tmp_path / "set" / f"c{label}" / f"{row:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(Picture(DATA.images[row].numpy())))
+    config = narcissus.Config(surrogate_epochs=0, warm_up_epochs=0, n_steps=2, batch_size=8, budget=0.2)
+    settings = AttackSettings(public=stored(tmp_path / "public.npz", textures(64, seed=9)))
+    run_attack("narcissus", tmp_path / "set", tmp_path / "poisoned", config, settings)
+    tiny = EnergySettings(widths=(4, 6), blocks=(1, 1), size=16, batch=4, steps=1, validation_images=4, sample_steps=2)
+    card = train_energy(tmp_path / "poisoned", tmp_path / "run", tiny)
+    clean, poisoned = (load_images(tmp_path / name, 16)[0] for name in ("set", "poisoned"))
+    assert (clean != poisoned).any(axis=(1, 2, 3)).sum() == 22  # a fifth of those that are not held out, rounded up
+    assert card["training_data"]["images"] == len(DATA)
+    assert card["training_data"]["sha256"] == hashlib.sha256(poisoned.data).hexdigest()
