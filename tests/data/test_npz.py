@@ -162,6 +162,15 @@ def test_what_is_no_set_of_uint8_images_is_refused(tmp_path: Path, make, reason:
         NpzSource(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("header", ["{'descr': ('|u1',", "  {'descr':\n 1\n}", "{'shape': (1, 2", "'", "\\"])
+def test_a_header_that_is_no_text_of_an_array_is_damage(tmp_path: Path, header: str) -> None:
+    text = header.encode() + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match="damaged, or not a .npz file"):
+        NpzSource(tmp_path / "a.npz")
+
+
 def test_damaged_rows_are_reported_as_items(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=images(400, 8, 8, 3))
     data = bytearray((tmp_path / "a.npz").read_bytes())
