@@ -6,7 +6,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end NAME -->`. A test che
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pureebm.evaluation.cards import read_card, read_cards, table
@@ -273,14 +273,17 @@ def _purifier(card: Row) -> str:
     name = f"`residual-32`, {steps} update" + "s" * (steps > 1)
     if constant:
         return f"{name}, temperature {card['settings']['temperature'] ** 0.5:.2g}² throughout"
-    return f"**{name} (the default)**" if steps == 5 else name
+    default = read_card(ROOT / "src" / "pureebm" / "energy" / "models" / "residual-32.json")["sampler"]["n_steps"]
+    return f"**{name} (the default)**" if steps == default else name
 
 
 def _rate(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _table(head: list[str], lines: Iterable[list[str]]) -> str:
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    if not lines:
+        return "*Not measured yet.*"
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines))
 
 

@@ -485,6 +485,22 @@ def test_a_card_of_another_precision_than_asked_for_is_not_taken_for_it(bench: B
     assert "made in float32; give another --out" in other.failed["b/class1/seed0/none"] and not other.existed
 
 
+def test_the_card_of_the_same_job_in_another_suite_is_taken_over_with_its_own_command(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = suite(SCENARIO, defenses=("none",))
+    Runner(first, bench=bench, out=tmp_path).run(only="class1/seed0")
+    monkeypatch.setattr(runner_module, "train_victim", None)
+    other = replace(first, name="t", scenarios=(replace(SCENARIO, name="renamed"),))
+    outcome = Runner(other, bench=bench, out=tmp_path).run(only="class1/seed0")
+    assert outcome.made == ["renamed/class1/seed0/none"] and not outcome.failed
+    (old,), (new,) = read_suite_cards(first, tmp_path), read_suite_cards(other, tmp_path)
+    assert (new["suite"], new["scenario"], new["taken_from"]) == ("t", "renamed", "s")
+    assert "--suite t" in new["command"] and "--only renamed/class1/seed0/none" in new["command"]
+    own = ("suite", "scenario", "command", "taken_from")
+    assert {k: v for k, v in old.items() if k not in own} == {k: v for k, v in new.items() if k not in own}
+
+
 def test_cards_of_scenarios_that_left_the_suite_are_not_read(bench: Bench, tmp_path: Path) -> None:
     Runner(suite(SCENARIO, defenses=("none",)), bench=bench, out=tmp_path).run(only="class1/seed0")
     now = suite(replace(SCENARIO, budget=0.2), defenses=("none",))

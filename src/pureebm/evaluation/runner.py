@@ -184,11 +184,23 @@ class Runner:
         if path.is_file():
             self._check_precision(path)
             return False
+        if (known := self._known(path)) is not None:
+            own = {"suite": self.suite.name, "scenario": job.scenario.name, "command": self._command(job)}
+            write_card(path, known | own | {"taken_from": known["suite"]})
+            return True
         log.info("%s %s", place, job.name)
         begin = time.perf_counter()
         card = self.measure(job)
         write_card(path, card | {"wall_seconds": round(time.perf_counter() - begin, 1)})
         return True
+
+    def _known(self, path: Path) -> JSON | None:
+        """The card of the very same job in another suite of this folder."""
+        for twin in sorted(self.out.parent.glob(f"*/{path.relative_to(self.out)}")):
+            card = read_card(twin)
+            if self.bench.precision in ("auto", card.get("precision")):
+                return card
+        return None
 
     def _check_precision(self, path: Path) -> None:
         """A card stands for every precision; one that is asked for by name must be its own."""
