@@ -16,7 +16,7 @@ from pureebm.evaluation.tables import Row, make_rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-FILES = ("README.md", "docs/claims.md", "docs/model.md", "docs/results.md", "docs/student.md")
+FILES = ("README.md", "docs/claims.md", "docs/model.md", "docs/results.md", "docs/scale.md", "docs/student.md")
 
 DEFAULT = "**`residual-32`, the default** (ours)"
 STUDENT = "`student`, one pass (ours)"
@@ -196,6 +196,18 @@ def diagnosis() -> str:
     return _table(head, lines)
 
 
+def scale() -> str:
+    """Whole jobs: seconds and memory against images and workers."""
+    lines = []
+    for card in read_cards(RESULTS / "scale"):
+        for job in card["jobs"]:
+            rate = f"{job['images_per_second']:,.0f}"
+            workers = f"{job['workers']} of {job['threads']} thread" + "s" * (job["threads"] > 1)
+            cells = [f"{job['images']:,}", workers, f"{job['seconds']:.1f}", rate, f"{job['peak_mb']:,.0f} MB"]
+            lines.append([f"`{card['model']}`", *cells])
+    return _table(["model", "images", "workers", "seconds", "images/s", "peak memory of a process"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "ten-8": lambda: triggered("narcissus-eps8"),
     "ten-16": lambda: triggered("narcissus-eps16"),
@@ -223,6 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mid-run": lambda: steps("bullseye-linear"),
     "shift": shift,
     "timing": timing,
+    "scale": scale,
     "quick": quick,
     "diagnosis": diagnosis,
 }

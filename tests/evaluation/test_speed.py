@@ -86,6 +86,7 @@ def test_the_command_prints_one_object_and_writes_a_card(
     assert all(told[name] > 0 for name in contract) and told["card"] is None and not list(tmp_path.iterdir())
     assert run(arguments) == 0
     card = json.loads(next(tmp_path.rglob("speed/*.json")).read_text())
+    assert next(tmp_path.rglob("speed/*.png")).read_bytes().startswith(b"\x89PNG")
     assert {"jpeg-75", "diffusers"} <= set(card["neighbors"]) and min(card["neighbors"].values()) > 0
     assert card["ratios"]["plain_loop"] == 1 and {"machine", "versions", "processor", "command"} <= set(card)
     assert "authors' loop restated" in capfd.readouterr().err

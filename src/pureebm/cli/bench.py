@@ -245,16 +245,10 @@ def _say_speed(measured: JSON, path: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    titles = {
-        "plain_loop": "paper's network, authors' loop restated",
-        "exact_float32": "paper's network, exact engine, float32",
-        "exact_bfloat16": "paper's network, exact engine, bfloat16",
-        "default": f"bundled model, {measured['default_settings']['n_steps']} updates",
-        "student": "one-pass student",
-        "torchebm": "paper's network, torchebm's sampler",
-        "diffusers": "DDPM of the paper's size, diffusers, 75 steps scaled from 1",
-        "jpeg-75": "JPEG",
-    }
+    from pureebm.evaluation.speed import TITLES
+
+    updates = f"bundled model, {measured['default_settings']['n_steps']} updates"
+    titles = TITLES | {"default": updates, "diffusers": f"{TITLES['diffusers']}, 75 steps scaled from 1"}
     rates = measured | measured["neighbors"]
     table = Table("", "images/s", "times the loop", title=f"{measured['device']}, threads: {measured['threads']}")
     for name, title in titles.items():

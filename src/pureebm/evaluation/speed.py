@@ -42,6 +42,18 @@ from pureebm.sampling.noise import CounterNoise
 from pureebm.types import JSON, Energy, Stage
 
 PRECISIONS = ("float32", "bfloat16")
+TITLES = {
+    "plain_loop": "paper's network, authors' loop restated",
+    "exact_float32": "paper's network, exact engine, float32",
+    "exact_bfloat16": "paper's network, exact engine, bfloat16",
+    "default": "bundled model",
+    "student": "one-pass student",
+    "torchebm": "paper's network, torchebm's sampler",
+    "diffusers": "DDPM of the paper's size, diffusers",
+    "jpeg-75": "JPEG",
+}
+"""What people call the contestants. The chains are of 150 updates, the DDPM of 75 steps, both scaled from fewer."""
+
 PEAK_SIDE = 1024  # of the matrices
 PEAK_REPEATS = 4  # so that it lasts as long as what it is compared to, and other work on the machine hits both alike
 PEAK_CONVOLUTION = (32, 128, 16, 16)  # images, channels, height, width
@@ -222,12 +234,33 @@ def _rates(seconds: Mapping[str, float], config: SpeedConfig, flops: float) -> J
 
 
 def write_speed_card(folder: Path, measured: JSON, *, command: str) -> Path:
-    """The card of a measurement: one a processor and number of threads; a new measurement replaces it."""
+    """The card of a measurement and its picture: one a processor and number of threads; a new one replaces it."""
     card = {**measured, **provenance(), "processor": processor(), "command": command}
     kind = "-".join(re.findall(r"[a-z0-9.]+", processor().lower()))
     path = folder / "speed" / f"{measured['device']}-{torch.get_num_threads()}-threads-{kind}.json"
     write_card(path, card)
+    draw_speed(path.with_suffix(".png"), measured, title=f"{processor()}, {torch.get_num_threads()} threads")
     return path
+
+
+def draw_speed(path: Path, measured: JSON, *, title: str) -> None:
+    """Images per second of every contestant as bars on a logarithmic axis, the slowest at the top."""
+    from matplotlib.figure import Figure
+
+    rates = {name: measured[name] for name in TITLES if measured.get(name)} | measured["neighbors"]
+    names = sorted(rates, key=lambda name: -rates[name])
+    figure = Figure(figsize=(7.2, 0.8 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    ours = ("exact_float32", "exact_bfloat16", "default", "student")
+    colors = ["#1f6f8b" if name in ours else "#b9c2ca" for name in names]
+    values = [rates[name] for name in names]
+    bars = axes.barh([TITLES.get(name, name) for name in names], values, color=colors)
+    axes.bar_label(bars, [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in values], padding=4, fontsize=9)
+    axes.set(xscale="log", xlabel="images of 32 px a second", xlim=(None, 4 * max(rates.values())))
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def processor() -> str:
