@@ -65,7 +65,7 @@ def test_the_noise_of_an_image_grows_with_its_residual_between_the_bounds_and_wi
     torch.testing.assert_close(network.residual(2 * y), 2 * residual, rtol=1e-5, atol=0)
     torch.testing.assert_close(network.residual(y[1:2]), residual[1:2], rtol=1e-5, atol=0)
     assert residual[0] < 0.05 < residual[1] < residual[2]
-    strength = level * torch.tensor([1.0, min(3.0, float(residual[1]) / 0.05), 3.0])
+    strength = level * torch.tensor([1.0, min(3.0, 1.15 * float(residual[1]) / 0.05), 3.0])
     expected = network.purified(y, start, later, strength)
     torch.testing.assert_close(network(images, start, later, level), expected, atol=1e-5, rtol=1e-5)
 

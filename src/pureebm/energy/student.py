@@ -45,6 +45,8 @@ class Student(nn.Module):
         levels: (least, largest) level of noise that it was trained for, as multiples of the teacher's.
         adapt_above, adapt_power, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for
             all images.
+        gauge_margin: times the gauge's estimate: it is off by a tenth or two either way, and what counts is that crafted
+            images do not meet less noise than the teacher's.
     """
 
     architecture: ClassVar[str] = "student"
@@ -60,6 +62,7 @@ class Student(nn.Module):
         adapt_above: float = 0.0,
         adapt_power: float = 1.0,
         adapt_most: float = 8.0,
+        gauge_margin: float = 1.15,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
@@ -85,8 +88,10 @@ class Student(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self.gain = nn.Parameter(torch.zeros(()))  # of the later noise, straight to the output
         self.adapt_above, self.adapt_power, self.adapt_most = adapt_above, adapt_power, adapt_most
+        self.gauge_margin = gauge_margin
         if adapt_above:
             self.config |= {"adapt_above": adapt_above, "adapt_power": adapt_power, "adapt_most": adapt_most}
+            self.config |= {"gauge_margin": gauge_margin}
             self.gauge = _gauge()
 
     def forward(self, images: Tensor, start: Tensor, later: Tensor, level: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class Student(nn.Module):
         """
         y = self.coordinates(images)
         if self.adapt_above:
-            level = level * self.noise_scale(self.residual(y))
+            level = level * self.noise_scale(self.gauge_margin * self.residual(y))
         return self.purified(y, start, later, level)
 
     def coordinates(self, images: Tensor) -> Tensor:

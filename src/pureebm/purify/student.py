@@ -84,6 +84,7 @@ class StudentStage:
     def settings(self) -> JSON:
         network = self.network
         adapt = {"above": network.adapt_above, "power": network.adapt_power, "most": network.adapt_most}
+        adapt["margin"] = network.gauge_margin
         return {
             "stage": "student",
             "model": self.model,
