@@ -208,14 +208,16 @@ def test_narcissus_through_a_purifier_makes_another_trigger_and_says_through_wha
     known = replace(plain, through=str(tiny_model), through_steps=2)
     run_attack("narcissus", source, tmp_path / "plain.npz", config, plain)
     record = run_attack("narcissus", source, tmp_path / "known.npz", config, known)
-    assert record["crafting"]["through"]["steps"] == 2
+    told = {name: record["crafting"]["through"][name] for name in ("steps", "in", "noise", "gradient")}
+    assert told == {"steps": 2, "in": "generation", "noise": "fresh", "gradient": "exact"}
     assert record["crafting"]["through"]["model"]["sha256"] == load_model(tiny_model).sha256
     first, second = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("plain", "known"))
     assert (first != second).any()
     with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
         run_attack("badnets", source, tmp_path / "out.npz", badnets.Config(), known)
-    with pytest.raises(InputError, match="--through-steps are of the purifier"):
-        run_attack("narcissus", source, tmp_path / "out.npz", config, replace(plain, through_steps=2))
+    for alone in ({"through_steps": 2}, {"through_in": "both"}, {"through_noise": "fixed"}):
+        with pytest.raises(InputError, match="are of the purifier that --through names"):
+            run_attack("narcissus", source, tmp_path / "out.npz", config, replace(plain, **alone))
 
 
 def test_an_energy_is_trained_on_what_the_attack_wrote_as_on_any_set(

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -119,6 +119,16 @@ def _attack(
     through_steps: Annotated[
         int | None, typer.Option(min=1, help="Only the first updates of that energy's chain.", show_default=False)
     ] = None,
+    through_in: Annotated[
+        Literal["generation", "surrogate", "both"],
+        typer.Option(help="Where: the trigger is made through it, the surrogate trained on what comes out, or both."),
+    ] = "generation",
+    through_noise: Annotated[
+        Literal["fresh", "fixed"], typer.Option(help="Drawn anew at every step of the attacker, or the same at all.")
+    ] = "fresh",
+    through_gradient: Annotated[
+        Literal["exact", "straight"], typer.Option(help="straight: runs the purifier and takes no gradient of it.")
+    ] = "exact",
     seed: options.Seed = 0,
     limit: options.Limit = None,
     device: options.Device = "auto",
@@ -206,6 +216,9 @@ def _run(
     cache: Path | None,
     through: str | None,
     through_steps: int | None,
+    through_in: str,
+    through_noise: str,
+    through_gradient: str,
     seed: int,
     limit: int | None,
     device: str,
@@ -234,6 +247,9 @@ def _run(
         cache=cache,
         through=through,
         through_steps=through_steps,
+        through_in=through_in,
+        through_noise=through_noise,
+        through_gradient=through_gradient,
         device=place,
         verify=verify,
         victim=victim,

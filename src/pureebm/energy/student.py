@@ -45,8 +45,8 @@ class Student(nn.Module):
         levels: (least, largest) level of noise that it was trained for, as multiples of the teacher's.
         adapt_above, adapt_power, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for
             all images.
-        gauge_margin: times the gauge's estimate: it is off by a tenth or two either way, and what counts is that crafted
-            images do not meet less noise than the teacher's.
+        gauge_margin: times the gauge's estimate, which is off by a tenth or two either way: crafted images should meet no
+            less noise than the teacher's.
     """
 
     architecture: ClassVar[str] = "student"

@@ -35,7 +35,7 @@ from pureebm.evaluation.poisoned_set import (
 )
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.surrogates import Surrogates
-from pureebm.purify.through import Through, differentiable
+from pureebm.purify.through import Through, known
 from pureebm.purify.workplace import check_places
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
@@ -54,6 +54,13 @@ class AttackSettings(PoisonSettings):
     cache: Annotated[Path | None, "folder that keeps trained surrogates"] = None
     through: Annotated[str | None, "energy or student that the attacker optimizes through (Narcissus)"] = None
     through_steps: Annotated[int | None, "updates of an energy's chain to go through; None: all"] = None
+    through_in: Annotated[str, "generation of the trigger, surrogate (trained on what comes out), or both"] = (
+        "generation"
+    )
+    through_noise: Annotated[str, "fresh at every step of the attacker, or fixed: the same at all"] = "fresh"
+    through_gradient: Annotated[str, "exact, or straight: the attacker takes none, as if nothing were purified"] = (
+        "exact"
+    )
 
 
 def run_attack(
@@ -81,8 +88,8 @@ def run_attack(
     check_numbers(config)
     if settings.through is not None and name not in SEE_THROUGH:
         raise InputError(f"only {', '.join(SEE_THROUGH)} optimizes through a purifier; leave --through out for {name}")
-    if settings.through_steps is not None and settings.through is None:
-        raise InputError("--through-steps are of the purifier that --through names; give one")
+    if settings.through is None and _awareness(settings) != _awareness(AttackSettings()):
+        raise InputError("--through-steps, -in, -noise, -gradient are of the purifier that --through names; give one")
     if settings.extractors and name not in WITH_EXTRACTORS:
         raise InputError(f"only {', '.join(WITH_EXTRACTORS)} use an extractor; leave --extractor out for {name}")
     if name in TRANSFER:
@@ -101,7 +108,11 @@ def run_attack(
     if entry.kind == "triggerless":
         _refuse_known_targets(train, data.test, config, seed=settings.seed)
     through, told = _through(settings)
-    attacker = replace(_attacker(data, settings, report), through=through)
+    attacker = replace(
+        _attacker(data, settings, report),
+        through=through if settings.through_in != "surrogate" else None,
+        surrogate_through=through if settings.through_in != "generation" else None,
+    )
     report(f"{name}: {len(train):,} training images of {train.n_classes} classes")
     poisoned: Poisoned = entry.load().craft(train, config, attacker=attacker, seed=settings.seed)
     return write_poisoned(
@@ -143,9 +154,21 @@ def _through(settings: AttackSettings) -> tuple[Through | None, JSON]:
     """The purifier that is optimized through, and what the record says of it."""
     if settings.through is None:
         return None, {}
-    model = load_model(settings.through, settings.device)
-    told = {"model": model.describe(), "steps": settings.through_steps}
-    return differentiable(model, steps=settings.through_steps, seed=settings.seed), {"through": told}
+    model, aware = load_model(settings.through, settings.device), _awareness(settings)
+    through = known(
+        model,
+        steps=settings.through_steps,
+        seed=settings.seed,
+        noise=settings.through_noise,
+        gradient=settings.through_gradient,
+    )
+    return through, {"through": {"model": model.describe(), **aware}}
+
+
+def _awareness(settings: AttackSettings) -> JSON:
+    """How a known purifier is used."""
+    names = ("steps", "in", "noise", "gradient")
+    return {name: getattr(settings, f"through_{name}") for name in names}
 
 
 def _attacker(data: SourceSet, settings: AttackSettings, report: Callable[[str], None]) -> Attacker:

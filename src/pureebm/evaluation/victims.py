@@ -29,7 +29,7 @@ from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.scenarios import AimedAt, Scenario
 from pureebm.evaluation.store import Store, set_hash
 from pureebm.evaluation.surrogates import Surrogates
-from pureebm.purify.through import Through, differentiable
+from pureebm.purify.through import Through, known
 from pureebm.training.classifier import ClassifierConfig, settle_precision, train_classifier
 from pureebm.training.recipes import find_recipe
 from pureebm.types import JSON
@@ -189,23 +189,13 @@ def _through(scenario: Scenario, goal: AimedAt, bench: Bench) -> Through | None:
         return None
     if scenario.attack not in SEE_THROUGH:
         raise InputError(f"scenario {scenario.name!r}: only {', '.join(SEE_THROUGH)} optimizes through a purifier")
-    model = load_model(scenario.through, bench.device)
-
-    def anew() -> Through:
-        return differentiable(model, steps=scenario.through_steps, seed=goal.seed)
-
-    going_on = anew()
-    purify: Through = (lambda x: anew()(x)) if scenario.through_noise == "fixed" else going_on
-    return straight_through(purify) if scenario.through_gradient == "straight" else purify
-
-
-def straight_through(purify: Through) -> Through:
-    """The same images, but gradients pass as if nothing were done: for an attacker who can run the purifier and not
-    differentiate it.
-
-    Source: BPDA, Athalye et al., arXiv 1802.00420.
-    """
-    return lambda x: x + (purify(x.detach()).detach() - x).detach()
+    return known(
+        load_model(scenario.through, bench.device),
+        steps=scenario.through_steps,
+        seed=goal.seed,
+        noise=scenario.through_noise,
+        gradient=scenario.through_gradient,
+    )
 
 
 def _surrogates(scenario: Scenario, goal: AimedAt, bench: Bench) -> Surrogates:

@@ -20,6 +20,30 @@ from pureebm.types import Energy, Noise
 Through = Callable[[Tensor], Tensor]
 
 
+def known(
+    model: LoadedModel, *, steps: int | None = None, seed: int = 0, noise: str = "fresh", gradient: str = "exact"
+) -> Through:
+    """What an attacker who knows a purifier makes of it: `differentiable`, with its randomness and its gradient.
+
+    Args:
+        noise: "fresh" at every call, or "fixed": the same at all.
+        gradient: "exact", or "straight": none is taken, as if nothing were purified.
+    """
+    through = differentiable(model, steps=steps, seed=seed)  # checks
+    if noise == "fixed":
+        through = lambda x: differentiable(model, steps=steps, seed=seed)(x)  # noqa: E731
+    return straight_through(through) if gradient == "straight" else through
+
+
+def straight_through(purify: Through) -> Through:
+    """The same images, but gradients pass as if nothing were done: for an attacker who can run the purifier and not
+    differentiate it.
+
+    Source: BPDA, Athalye et al., arXiv 1802.00420.
+    """
+    return lambda x: x + (purify(x.detach()).detach() - x).detach()
+
+
 def differentiable(model: LoadedModel, *, steps: int | None = None, seed: int = 0) -> Through:
     """The purifier that a loaded model is, differentiable.
 
