@@ -45,7 +45,7 @@ class Student(nn.Module):
         levels: (least, largest) level of noise that it was trained for, as multiples of the teacher's.
         adapt_above, adapt_power, adapt_most: the teacher's, as of `LangevinConfig`; adapt_above = 0: the same noise for
             all images.
-        gauge_margin: times the gauge's estimate, which is off by a tenth or two either way: crafted images should meet no
+        gauge_margin: times the gauge's estimate, which is off by a tenth or two: crafted images should meet no
             less noise than the teacher's.
     """
 
