@@ -22,7 +22,10 @@ app = typer.Typer(add_completion=False)
 def purify(
     source: options.Source,
     target: Annotated[
-        Path, typer.Argument(help="Where the purified set goes, perhaps a URL; must not exist.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Where the purified set goes, perhaps a URL; new, or begun by this command.", show_default=False
+        ),
     ],
     model: options.Model = DEFAULT_MODEL,
     chain: options.Chain = None,
@@ -50,8 +53,8 @@ def purify(
     """Purify an image set: the same set comes out, harmless.
 
     TARGET gets the kind, names, labels and order of SOURCE, and beside them a manifest, a run record and a report.
-    Killed at any moment and repeated, the same command goes on where it was. Steps, step size and temperature come
-    from the model unless given here.
+    Killed at any moment and repeated, the same command goes on where it was; finished, it has nothing to do. Steps,
+    step size and temperature come from the model unless given here.
     """
     batch, part, place = options.parse_batch_size(batch_size), options.parse_shard(shard), options.parse_device(device)
     options.use_threads(threads)

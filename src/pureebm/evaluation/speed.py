@@ -52,7 +52,8 @@ TITLES = {
     "diffusers": "DDPM of the paper's size, diffusers",
     "jpeg-75": "JPEG",
 }
-"""What people call the contestants. The chains are of 150 updates, the DDPM of 75 steps, both scaled from fewer."""
+"""What people call the contestants. Chains of the paper's network are of 150 updates, the DDPM of 75 steps, both scaled
+from fewer."""
 
 PEAK_SIDE = 1024  # of the matrices
 PEAK_REPEATS = 4  # so that it lasts as long as what it is compared to, and other work on the machine hits both alike

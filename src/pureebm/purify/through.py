@@ -1,7 +1,7 @@
 """Purifiers that gradients flow through, for attackers who know the purifier and optimize through it.
 
-Both map (N, 3, H, W) in [-1, 1] to the same shape with fresh noise at every call, so that an attacker who averages over
-calls attacks the distribution of results and not one draw of it.
+All map (N, 3, H, W) in [-1, 1] to the same shape. Noise is fresh at every call unless the same is asked for (`known`),
+so that an attacker who averages over calls attacks the distribution of results and not one draw of it.
 """
 
 from __future__ import annotations
