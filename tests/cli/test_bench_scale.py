@@ -48,5 +48,5 @@ def test_what_cannot_be_measured_is_refused(source: Path, tiny_model: Path) -> N
         measure_jobs(source, model=str(tiny_model), images=[13], workers=[1], threads=1)
     with pytest.raises(InputError, match="must be 1 or more"):
         measure_jobs(source, model=str(tiny_model), images=[4], workers=[0], threads=1)
-    with pytest.raises(InputError, match="a job failed: .*unknown model"):
+    with pytest.raises(InputError, match="failed; mend it first: .*unknown model"):
         measure_jobs(source, model="nowhere", images=[4], workers=[1], threads=1)

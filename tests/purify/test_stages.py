@@ -57,6 +57,11 @@ def test_noise_that_adapts_asks_for_the_energies_of_a_batch_once(monkeypatch: py
     assert torch.equal(adapting.purify_batch(images, ids, seed=1), fresh) and asked == [2, 2]
     adapting.purify_batch(images.clone(), ids, seed=1)
     assert asked == [2, 2, 2]  # another batch, as far as the stage knows
+    adapting.energies(images)
+    images.add_(0.1)
+    adapting.purify_batch(images, ids, seed=1)
+    assert asked == [2] * 5  # written to meanwhile
+    images.sub_(0.1)
     torch.testing.assert_close(fresh, langevin(energy, images, config, noise=CounterNoise(1, ids)))
 
 

@@ -78,7 +78,7 @@ def purify(
         else:
             record = run(source, target, stage, config, progress=progress, stop=stop, crew=crew)
             report = _report_path(record)
-    if datetime.fromisoformat(record.finished) < began:
+    if url is None and datetime.fromisoformat(record.finished) < began:
         say(f"nothing to do: the same command has finished {record.target} before; what it said then:")
     emit(record.to_json() | {"report": report}) if json_ else _say_record(record, report, shared=crew is not None)
     raise typer.Exit(record.exit_code)

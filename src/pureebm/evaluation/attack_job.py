@@ -33,6 +33,7 @@ from pureebm.evaluation.poisoned_set import (
     refuse_victim_of_transfer,
     write_poisoned,
 )
+from pureebm.evaluation.scenarios import AWARE
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.surrogates import Surrogates
 from pureebm.purify.through import Through, known
@@ -88,6 +89,9 @@ def run_attack(
     check_numbers(config)
     if settings.through is not None and name not in SEE_THROUGH:
         raise InputError(f"only {', '.join(SEE_THROUGH)} optimizes through a purifier; leave --through out for {name}")
+    for field, values in AWARE.items():
+        if getattr(settings, field) not in values:
+            raise InputError(f"{field} is one of {', '.join(values)}, got {getattr(settings, field)!r}")
     if settings.through is None and _awareness(settings) != _awareness(AttackSettings()):
         raise InputError("--through-steps, -in, -noise, -gradient are of the purifier that --through names; give one")
     if settings.extractors and name not in WITH_EXTRACTORS:

@@ -23,7 +23,7 @@ from pureebm.evaluation.cards import provenance, write_card
 from pureebm.evaluation.speed import processor
 from pureebm.types import JSON
 
-RUN = "import sys; from pureebm.cli.main import main; main()"
+RUN = "from pureebm.cli.main import main; main()"
 RESIDENT_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
@@ -78,7 +78,8 @@ def _job(source: Path, model: str, images: int, workers: int, threads: int, devi
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - began
         if process.returncode:
-            raise InputError(f"a job failed: {errors.decode(errors='replace').strip().splitlines()[-1:]}")
+            said = errors.decode(errors="replace").strip().splitlines()[-1:]
+            raise InputError(f"`pureebm {' '.join(map(str, words))}` failed; mend it first: {''.join(said)}")
         written = _sha256(target)
     return {
         "images": images,

@@ -38,7 +38,7 @@ BUNDLED = ("smoke", "cpu", "claims", "mid-run", "paper")
 """Suites of the package: `suites/NAME.toml`."""
 
 
-_AWARE: Mapping[str, tuple[str, ...]] = {
+AWARE: Mapping[str, tuple[str, ...]] = {
     "through_in": ("generation", "surrogate", "both"),
     "through_noise": ("fresh", "fixed"),
     "through_gradient": ("exact", "straight"),
@@ -112,7 +112,7 @@ class Scenario:
             raise InputError(f"scenario {self.name!r}: targets, classes and seeds must be 0 or more")
         if self.through_steps is not None and self.through is None:
             raise InputError(f"scenario {self.name!r}: through_steps are of the purifier that through names; give one")
-        for name, known in _AWARE.items():
+        for name, known in AWARE.items():
             value = getattr(self, name)
             if value not in known:
                 raise InputError(f"scenario {self.name!r}: {name} is one of {', '.join(known)}, got {value!r}")
@@ -154,7 +154,7 @@ class Scenario:
 
     def awareness(self) -> dict[str, str]:
         """How a defense-aware attacker differs from one that makes its trigger with fresh noise and exact gradients."""
-        return {name: getattr(self, name) for name, known in _AWARE.items() if getattr(self, name) != known[0]}
+        return {name: getattr(self, name) for name, known in AWARE.items() if getattr(self, name) != known[0]}
 
     def key(self) -> str:
         """A folder's name for the cards of this scenario, equal for equal settings."""

@@ -127,7 +127,9 @@ def measure(
         **result,
         "peak_share": result["peak_shares"][automatic],
         "peak_precision": automatic,
-        "score_share": min(1.0, stage.config.n_steps * seconds["score"] / seconds["default"]),
+        "score_share": min(
+            1.0, (stage.config.n_steps + bool(stage.config.adapt_above)) * seconds["score"] / seconds["default"]
+        ),
         "device": place.type,
         "threads": torch.get_num_threads(),
         "rounds": rounds,

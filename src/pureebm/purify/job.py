@@ -60,7 +60,7 @@ from pureebm.purify.manifest import (
 from pureebm.purify.ranking import read_ranking, settle_ranking
 from pureebm.purify.report import Album, find, n_steps, write_report
 from pureebm.purify.stages import Highest
-from pureebm.purify.workplace import Workplace, check_places, differences, record_path
+from pureebm.purify.workplace import Workplace, check_places, differences, exists, record_path
 from pureebm.types import JSON, Progress, Stage
 
 _N_LISTED = 5  # names in a note or warning
@@ -559,7 +559,9 @@ def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig
 def _done_already(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> RunRecord | None:
     """The record of the target, if this very job has finished it."""
     record = _record_there(place, source)
-    return record if record and record.settings == _settled_again(record, source, stage, config) else None
+    if record is None or record.settings != _settled_again(record, source, stage, config):
+        return None
+    return dataclasses.replace(record, target=str(place.target))  # it may have been moved
 
 
 def _other_settings(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> MismatchError | None:
@@ -576,6 +578,9 @@ def _other_settings(place: Workplace, source: Source, stage: Stage, config: JobC
 
 
 def _record_there(place: Workplace, source: Source) -> RunRecord | None:
+    """Of a target that stands in its place: the record of a single file is put in place before the file."""
+    if not exists(place.target):
+        return None
     try:
         return _read_record(place.target, source)
     except (OSError, ValueError, TypeError):

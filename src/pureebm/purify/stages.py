@@ -65,7 +65,7 @@ class LangevinStage:
         self._may_lower = precision == "auto"
         self._unchecked = True
         self.score = make_score(energy, self.precision, engine=engine, compiled=compiled)
-        self._latest: tuple[Tensor | None, Tensor] = None, torch.empty(0)  # images, and their energies
+        self._latest: tuple[Tensor | None, int, Tensor] = None, 0, torch.empty(0)  # images, and their energies
         self.steps_run = 0
 
     def prepare(self, images: Tensor) -> None:
@@ -92,8 +92,10 @@ class LangevinStage:
         noise = CounterNoise(seed, ids, device=self.device)
         energies = None
         if self.config.adapt_above:
-            seen, found = self._latest  # a job has asked for them just before
-            energies = (found if seen is images else self.energies(images)).to(self.device)
+            seen, version, found = self._latest  # a job has asked for them just before
+            known = seen is images and version == _version(images) != 0  # and nobody has written to them since
+            energies = (found if known else self.energies(images)).to(self.device)
+            self._latest = None, 0, found
         out = langevin(self.energy, x, self.config, noise=noise, score=self.score, energies=energies)
         self.steps_run += self.config.n_steps * len(images)
         return out.cpu()
@@ -106,7 +108,7 @@ class LangevinStage:
         else:
             with torch.no_grad():
                 found = self.energy(x).float().cpu()
-        self._latest = images, found
+        self._latest = images, _version(images), found
         return found
 
     def settings(self) -> JSON:
@@ -118,6 +120,11 @@ class LangevinStage:
             "engine": f"{self.score.name}: {self.score.why}",
             "device": self.device.type,
         }
+
+
+def _version(images: Tensor) -> int:
+    """Grows with every write to a tensor; 0 where torch does not count them."""
+    return 0 if images.is_inference() else 1 + images._version
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
