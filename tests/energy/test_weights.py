@@ -85,3 +85,12 @@ def test_every_bundled_model_is_there_small_and_intact() -> None:
         assert bundled_path(name).stat().st_size <= 5_000_000
         card = load_model(name).card
         assert card["sampler"] if name != STUDENT else card["teacher"]["sampler"]
+
+
+@pytest.mark.parametrize("config", [float("nan"), None, [], {"widths": {"": {}}}, {"widths": [2], "blocks": [10**30]}])
+def test_a_card_whose_config_is_damaged_is_refused_in_words(tmp_path: Path, config: object) -> None:
+    path = tmp_path / "model.safetensors"
+    card = save_model(path, LocalEnergy((2,), (1,)), {})
+    path.with_suffix(".json").write_text(json.dumps(card | {"config": config}))
+    with pytest.raises(ModelError, match="its card's config"):
+        load_model(path)

@@ -41,6 +41,9 @@ MODELS: Mapping[str, str] = MappingProxyType(
 )
 """Bundled weights: name -> one line about them. The file is `energy/models/NAME.safetensors`."""
 
+LARGEST_SIZE = 4096
+"""Of widths, blocks and image sizes that a card may ask for: a damaged one must not fill the memory."""
+
 WEIGHTS_NAME, CARD_NAME = "model.safetensors", "config.json"
 """What a model folder of the Hugging Face shape holds."""
 
@@ -130,14 +133,24 @@ def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:
     return LoadedModel(name, network, card, sha256)
 
 
+def _largest(value: object) -> float:
+    """Of all numbers in a piece of JSON; 0 where there is none."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0.0)
+    return abs(value) if isinstance(value, int | float) else 0.0
+
+
 def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
     """The network that a card describes, filled with `tensors`; every name and shape must fit."""
     architecture = str(card.get("architecture"))
     if architecture not in ARCHITECTURES:
         raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    config = card.get("config", {})
+    if _largest(config) > LARGEST_SIZE:
+        raise ModelError(f"{path}: its card's config holds numbers above {LARGEST_SIZE:,}: damaged")
     try:
-        network = ARCHITECTURES[architecture](**card.get("config", {}))
-    except (TypeError, ValueError) as error:
+        network = ARCHITECTURES[architecture](**config)
+    except (TypeError, ValueError, LookupError) as error:
         raise ModelError(f"{path}: its card's config does not fit {architecture!r}: {error}") from error
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
