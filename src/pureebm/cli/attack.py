@@ -8,8 +8,6 @@ attack, and torch with it.
 from __future__ import annotations
 
 import inspect
-import shlex
-import sys
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -256,7 +254,7 @@ def _run(
         victim_epochs=victim_epochs,
         overwrite=overwrite,
     )
-    command = shlex.join(["pureebm", *sys.argv[1:]])
+    command = options.command()
     record = run_attack(name, source, target, config, settings, report=say, command=command)
     emit(record) if json_ else tell_poisoned(record)
 

@@ -7,8 +7,6 @@ of whole sets. Asking for any of them, or for the list, imports torch.
 from __future__ import annotations
 
 import inspect
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -174,7 +172,7 @@ def _run(
         told = describe_import(format, path, own, settings, source=source)
         emit(told) if json_ else _tell(told)
         return
-    command = shlex.join(["pureebm", *sys.argv[1:]])
+    command = options.command()
     record = run_import(format, path, source, into, own, settings, report=say, command=command)
     emit(record) if json_ else tell_poisoned(record)
 

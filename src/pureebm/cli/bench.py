@@ -1,8 +1,8 @@
 """`pureebm bench`: measure purifiers by the victims of poisoned data; every result is a JSON card.
 
 Two kinds of suite: `quick` and `diagnosis`, whose options stand on the command line, and files of scenarios times
-defenses (`smoke`, `cpu`, `claims`, `mid-run`, `paper`, or one's own TOML). What looks at
-energies alone is in `cli.bench_energy`.
+defenses (`smoke`, `cpu`, `claims`, `mid-run`, `paper`, or one's own TOML). What looks at energies alone is in
+`cli.bench_energy`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def run_suite(
     if suite == "diagnosis":
         from pureebm.evaluation.diagnosis import run_diagnosis
 
-        cards = [run_diagnosis(one, arrays, out=out, cache=cache, command=_command()) for one in defenses]
+        cards = [run_diagnosis(one, arrays, out=out, cache=cache, command=options.command()) for one in defenses]
     else:
         config = quick.QuickConfig(n_train=n_train, n_poisons=n_poisons, joint=joint, attack=NarcissusConfig(eps=eps))
         cards = []
@@ -126,7 +126,7 @@ def run_suite(
                 out=out,
                 cache=cache,
                 device=place,
-                command=_command(),
+                command=options.command(),
             )
     emit({"cards": cards}) if json_ else say(f"{len(cards)} cards in {out / suite}; see them by: pureebm bench show")
 
@@ -204,7 +204,7 @@ def speed(
     told = None if quick or json_ else lambda number: say(f"turn {number}")
     config, student = QUICK if quick else SpeedConfig(), bundled_student(place)
     measured = measure(config, model=model, student=student, others=not quick, device=place, on_round=told)
-    path = None if quick else write_speed_card(out, measured, command=_command())
+    path = None if quick else write_speed_card(out, measured, command=options.command())
     emit(measured | {"card": path and str(path)}) if json_ else _say_speed(measured, path)
 
 
@@ -237,7 +237,7 @@ def scale(
         device=place,
         told=say,
     )
-    path = write_scale_card(out, rows, model=model, source=source, command=_command())
+    path = write_scale_card(out, rows, model=model, source=source, command=options.command())
     emit({"jobs": rows, "card": str(path)}) if json_ else say(f"card: {path}")
 
 
@@ -410,10 +410,6 @@ def _integers(text: str, name: str = "--seeds") -> list[int]:
     if not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"{name} must be whole numbers with commas between them, got {text!r}")
     return [int(part) for part in parts]
-
-
-def _command() -> str:
-    return " ".join(["pureebm", *sys.argv[1:]])
 
 
 def _log_to_stderr() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +55,7 @@ def dynamics(
         n_images=images,
         out=out,
         device=place,
-        command=shlex.join(["pureebm", *sys.argv[1:]]),
+        command=options.command(),
         report=lambda step: say(f"{step:,} of {updates:,} updates"),
     )
     if json_:
@@ -96,7 +95,8 @@ def shift(
     wanted = check_names(names or list(MAKERS))
     ruler, cards = Ruler(Bench(Shelf(data, cache), Store(cache, place), place)), []
     for name in wanted:
-        command = shlex.join(["pureebm", "bench", "shift", name])
+        places = ["--sets", str(sets), "--out", str(out), *(["--data", str(data)] if data else [])]
+        command = shlex.join(["pureebm", "bench", "shift", name, *places])
         cards.append(run_shift(name, ruler, folder=sets, out=out, command=command))
         say(f"{name}: Frechet distance {cards[-1]['frechet_distance']:.3f}, {cards[-1]['file']}")
     if json_:

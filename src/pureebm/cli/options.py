@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -292,3 +293,8 @@ def _whole_number(option: str, text: str, *, least: int, instead: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise InputError(f"{option} must be {instead} or a whole number of at least {least}, got {text!r}")
     return int(text)
+
+
+def command() -> str:
+    """The command as it was given, for cards and records."""
+    return shlex.join(["pureebm", *sys.argv[1:]])

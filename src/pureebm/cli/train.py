@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,7 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from pureebm.cli.options import Device, Json, Precision, Seed, Source, Threads, emit, parse_device, say, use_threads
+from pureebm.cli.options import (
+    Device,
+    Json,
+    Precision,
+    Seed,
+    Source,
+    Threads,
+    command,
+    emit,
+    parse_device,
+    say,
+    use_threads,
+)
 from pureebm.cli.progress import stop_on_signals
 from pureebm.errors import InputError
 from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings
@@ -88,7 +98,7 @@ def _runtime(workers: Workers, stop: Callable[[], bool], checkpoint_minutes: flo
         stop=stop,
         checkpoint_minutes=checkpoint_minutes,
         overwrite=overwrite,
-        command=shlex.join(["pureebm", *sys.argv[1:]]),
+        command=command(),
     )
 
 

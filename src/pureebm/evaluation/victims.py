@@ -170,8 +170,8 @@ def attack_settings(scenario: Scenario) -> JSON:
     aware: JSON = {}
     if scenario.through:
         model = load_model(scenario.through)
-        known = {"weights": model.sha256, "sampler": model.card.get("sampler"), "steps": scenario.through_steps}
-        aware = {"through": known | scenario.awareness()}
+        told = {"weights": model.sha256, "sampler": model.card.get("sampler"), "steps": scenario.through_steps}
+        aware = {"through": told | scenario.awareness()}
     return aware | {
         "attack": scenario.attack,
         "config": dict(scenario.config),
