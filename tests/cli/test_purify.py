@@ -84,6 +84,24 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(pureebm, image_folder, tiny
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_on_a_finished_target_says_what_the_command_says(pureebm, image_folder, tiny_model, tmp_path):
+    (image_folder / "cat" / "text.png").write_text("no image")
+    arguments = ["purify", image_folder, tmp_path / "out", "--model", tiny_model]
+    assert pureebm(*arguments).code == 1
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    told = pureebm(*arguments, "--dry-run")
+    assert (told.code, told.out) == (0, "")
+    assert told.err.startswith("nothing to do: the same command has finished")
+    planned = pureebm(*arguments, "--dry-run", "--json")
+    assert planned.code == 0 and planned.json["finished"] is True
+    assert (planned.json["images"], planned.json["images_done"], planned.json["seconds"]) == (65, 65, 0)
+    other = pureebm(*arguments, "--dry-run", "--seed", 1)
+    assert other.code == 2 and "seed: was 0, is 1" in other.err
+    again = pureebm(*arguments, "--dry-run", "--overwrite", "--json")
+    assert again.code == 0 and (again.json["finished"], again.json["images_done"]) == (False, 0)
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+
+
 def test_an_unreadable_image_is_one_or_refused_as_on_error_says(pureebm, image_folder, tiny_model, tmp_path):
     (image_folder / "cat" / "text.png").write_text("no image")
     codes = {}

@@ -85,6 +85,8 @@ def purify(
 
 
 def _say_plan(plan: Plan) -> None:
+    if plan.finished:
+        return say(f"nothing to do: the same command has finished {plan.target} before")
     done = f", {plan.images_done:,} of them done" if plan.images_done else ""
     say(f"{plan.images:,} images{done} -> {plan.target}")
     say(f"batches of {plan.batch_shape[0]} x 3 x {plan.batch_shape[2]} x {plan.batch_shape[3]}")

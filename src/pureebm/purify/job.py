@@ -117,6 +117,7 @@ class Plan:
     seconds: float | None
     bytes_needed: int  # upper estimate, on the target's file system
     bytes_free: int
+    finished: bool = False  # this very job has finished the target before: there is nothing to do
 
     def to_json(self) -> JSON:
         return dataclasses.asdict(self)
@@ -157,10 +158,13 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
 
     Raises:
         InputError: As `run`.
+        MismatchError: Of a target that is complete, as `run`.
     """
-    source = opened(source)
-    there = check_places(source, Path(target), overwrite=config.overwrite)
-    place = Workplace(there)
+    source, target = opened(source), Path(target)
+    place = Workplace(target.resolve())
+    if not config.overwrite and (record := _done_already(place, source, stage, config)):
+        return _nothing_left(record, config)
+    there = _checked_places(place, source, target, stage, config)
     recorded = place.recorded()
     settings = _settle(source, stage, config, recorded)
     sizes = look(source, settings["images"])
@@ -183,8 +187,31 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
         images_per_second=rate,
         seconds=(n_items - n_done) * (stage.share if isinstance(stage, Highest) else 1) / rate if rate else None,
         bytes_needed=int(sizes.mean_area * 3 * settings["images"]) * (2 if source.single_file else 1),
-        bytes_free=shutil.disk_usage(next(path for path in there.parents if path.exists())).free,
+        bytes_free=_bytes_free(there),
     )
+
+
+def _nothing_left(record: RunRecord, config: JobConfig) -> Plan:
+    """The plan of a job whose target is complete."""
+    target, settings = Path(record.target), record.settings
+    mine = _my_chunks(_n_chunks(settings), config.shard)
+    return Plan(
+        target=str(target),
+        settings=settings,
+        images=_n_items(mine, settings),
+        images_done=_n_items(mine, settings),
+        chunks=len(mine),
+        batch_shape=[0, 3, 0, 0],
+        images_per_second=None,
+        seconds=0.0,
+        bytes_needed=0,
+        bytes_free=_bytes_free(target),
+        finished=True,
+    )
+
+
+def _bytes_free(place: Path) -> int:
+    return shutil.disk_usage(next(path for path in place.parents if path.exists())).free
 
 
 def run(
@@ -227,10 +254,7 @@ def run(
         return _read_record(place.target, source)
     if not config.overwrite and (done := _done_already(place, source, stage, config)):
         return done
-    try:
-        there = check_places(source, target, overwrite=config.overwrite)
-    except InputError as error:
-        raise _other_settings(place, source, stage, config) or error from None
+    there = _checked_places(place, source, target, stage, config)
     with place, _disk_errors(there):
         index, count = config.shard[0] % config.shard[1], config.shard[1]
         settings = place.begin(
@@ -562,6 +586,14 @@ def _done_already(place: Workplace, source: Source, stage: Stage, config: JobCon
     if record is None or record.settings != _settled_again(record, source, stage, config):
         return None
     return dataclasses.replace(record, target=str(place.target))  # it may have been moved
+
+
+def _checked_places(place: Workplace, source: Source, target: Path, stage: Stage, config: JobConfig) -> Path:
+    """As `check_places`; a target of ours with other settings is refused with the difference named."""
+    try:
+        return check_places(source, target, overwrite=config.overwrite)
+    except InputError as error:
+        raise _other_settings(place, source, stage, config) or error from None
 
 
 def _other_settings(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> MismatchError | None:
