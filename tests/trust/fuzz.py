@@ -1,9 +1,9 @@
 """Longer fuzzing of every parser of untrusted bytes: `python -m tests.trust.fuzz --examples 2000`.
 
-Valid files are damaged (bytes changed, cut out, put in, doubled; the end cut off; values of JSON exchanged) and handed
-to the parser. It may accept, or refuse with an error of this package; anything else is a crash, and so are a dead
-process and one that runs out of memory. Each parser runs in a process of its own with a limit on memory. Counts go to
-`results/trust/fuzz.json`.
+First the committed corpus (`tests/trust/corpus.py`) is handed to each parser as it is, with the bugs of the past; then
+valid files are damaged (bytes changed, cut out, put in, doubled; the end cut off; values of JSON exchanged). A parser
+may accept, or refuse with an error of this package; anything else is a crash, and so are a dead process and one that
+runs out of memory. Each runs in a process of its own with a limit on memory. Counts go to `results/trust/fuzz.json`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from tests.trust.corpus import GOOD, seeds
 from tests.trust.faults import ROOT, card_path, png, told_command
 
 from pureebm.data import torch_files
@@ -190,12 +191,20 @@ def picture() -> tuple[bytes, Callable[[Path], object], str]:
     return png(images()[0]), lambda path: decode(path.read_bytes(), path.name), "image.png"
 
 
-def safetensors() -> tuple[bytes, Callable[[Path], object], str]:
-    """Only the header and a little more is worth damaging: the rest is numbers."""
+def tiny_model(card: dict[str, object]) -> tuple[bytes, dict[str, object]]:
+    """A file of weights, the same everywhere, and its card."""
+    network = LocalEnergy(widths=(2,), blocks=(1,))
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_model(path, LocalEnergy(widths=(2,), blocks=(1,)), {})
-        data, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        save_model(path, network, card)
+        return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+
+
+def safetensors() -> tuple[bytes, Callable[[Path], object], str]:
+    """Only the header and a little more is worth damaging: the rest is numbers."""
+    data, card = tiny_model({})
 
     def read(path: Path) -> None:
         own = card | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # else the hash refuses everything
@@ -206,10 +215,7 @@ def safetensors() -> tuple[bytes, Callable[[Path], object], str]:
 
 
 def model_card() -> tuple[bytes, Callable[[Path], object], str]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        card = save_model(path, LocalEnergy(widths=(2,), blocks=(1,)), {"sampler": {"n_steps": 3}})
-        data = path.read_bytes()
+    data, card = tiny_model({"sampler": {"n_steps": 3}})
 
     def read(path: Path) -> None:
         path.with_suffix(".safetensors").write_bytes(data)
@@ -330,6 +336,10 @@ def _places(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, .
         yield from _places(inner, (*above, key))
 
 
+def injuries(data: bytes, file_name: str) -> st.SearchStrategy[bytes]:
+    return st.one_of(damaged(data), exchanged(data)) if file_name.endswith(".json") else damaged(data)
+
+
 def injured(data: bytes, injuries: list[tuple[int, str, bytes]]) -> bytes:
     for at, how, noise in injuries:
         n = len(noise)
@@ -361,7 +371,8 @@ def fuzz_one(name: str, examples: int, number: int, seconds: float, results: Con
         path = Path(folder) / file_name
         path.write_bytes(data)
         read(path)  # the valid file is accepted
-        until = time.monotonic() + seconds
+        until, corpus = time.monotonic() + seconds, seeds(name)
+        valid = [data, *(content for seed_name, content in corpus.items() if seed_name.startswith(GOOD))]
 
         @seed(number)
         @settings(
@@ -371,10 +382,13 @@ def fuzz_one(name: str, examples: int, number: int, seconds: float, results: Con
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.one_of(damaged(data), exchanged(data)) if file_name.endswith(".json") else damaged(data))
+        @given(st.sampled_from(valid).flatmap(lambda one: injuries(one, file_name)))
         def look(content: bytes) -> None:
             if time.monotonic() > until:
                 raise OutOfTime
+            attempt(content)
+
+        def attempt(content: bytes) -> None:
             path.write_bytes(content)
             results.send(("try", content))
             try:
@@ -387,6 +401,8 @@ def fuzz_one(name: str, examples: int, number: int, seconds: float, results: Con
                 results.send(("crash", what if what not in known else ""))
                 known.add(what)
 
+        for content in corpus.values():
+            attempt(content)
         try:
             look()
         except OutOfTime:

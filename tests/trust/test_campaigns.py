@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.trust import determinism, faults, fuzz
+from tests.trust import corpus, determinism, faults, fuzz
 
 from pureebm.errors import InputError
 from pureebm.evaluation.cards import read_card
@@ -57,6 +57,26 @@ def test_every_parser_takes_its_valid_file(name: str, tmp_path: Path) -> None:
     (tmp_path / file_name).write_bytes(b"")
     with pytest.raises((InputError, fuzz.ItemError)):
         read(tmp_path / file_name)
+
+
+@pytest.mark.parametrize("name", fuzz.PARSERS)
+def test_the_corpus_of_every_parser_is_taken_or_refused_as_its_names_say(name: str, tmp_path: Path) -> None:
+    _, read, file_name = fuzz.PARSERS[name]()
+    taken = set()
+    for seed, content in corpus.seeds(name).items():
+        (tmp_path / file_name).write_bytes(content)
+        try:
+            read(tmp_path / file_name)
+            taken.add(seed)
+        except (InputError, fuzz.ItemError) as error:
+            assert str(error), seed
+    assert taken == {seed for seed in corpus.seeds(name) if seed.startswith(corpus.GOOD)}
+
+
+def test_the_corpus_is_small_and_belongs_to_the_parsers() -> None:
+    files = [path for path in corpus.FOLDER.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files} == set(fuzz.PARSERS) == set(corpus.MAKERS)
+    assert sum(path.stat().st_size for path in files) < 200_000
 
 
 def test_injuries() -> None:

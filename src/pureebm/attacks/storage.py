@@ -77,7 +77,7 @@ def load_attack(path: Path) -> StoredAttack:
             arrays = {name: torch.from_numpy(np.array(stored[name])) for name in stored}
         goal = goal_of(told["goal"], arrays)
         return StoredAttack(goal, arrays["base_index"], arrays["y_poison"], told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{record.parent}: {RECORD_NAME} or {ARRAYS_NAME} is damaged or missing: {error!r}") from error
 
 

@@ -46,7 +46,7 @@ def load_classifier(path: Path) -> tuple[Classifier, JSON]:
         data, card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text("utf-8"))
         tensors = load(data)
         network = build_network(card["network"], int(card["n_classes"]), size=int(card["size"]), seed=0)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ModelError(
             f"{path}: no classifier with a card {path.with_suffix('.json').name} beside it: {error}"
         ) from error

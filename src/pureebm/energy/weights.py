@@ -173,7 +173,7 @@ def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
             continue
         try:
             card = json.loads(card_path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{card_path} is not a JSON card: {error}") from error
         if not isinstance(card, dict):
             raise ModelError(f"{card_path} is not a JSON card: it holds no object")

@@ -37,7 +37,7 @@ def read_card(path: Path) -> JSON:
     """Raises `InputError` for a file that is no card."""
     try:
         card = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON card: {error}") from error
     if not isinstance(card, dict):
         raise InputError(f"{path} is not a card: it holds no JSON object")

@@ -615,7 +615,7 @@ def _record_there(place: Workplace, source: Source) -> RunRecord | None:
         return None
     try:
         return _read_record(place.target, source)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
