@@ -55,6 +55,19 @@ def test_the_test_images_beside_the_training_images_are_passed_on(tmp_path: Path
     assert NpzSource(tmp_path / "a.npz").describe()["passed_on"] == ["x_test (uint8, 4 x 8 x 8 x 3)"]
 
 
+@pytest.mark.parametrize("key, n", [("labels", 5), ("y", 7), ("train_labels", 1), ("arr_1", 0)])
+def test_labels_of_another_number_than_the_images_are_refused(tmp_path: Path, key: str, n: int) -> None:
+    np.savez(tmp_path / "a.npz", **{"images": images(6, 8, 8, 3), key: np.arange(n)})
+    with pytest.raises(InputError, match=rf"{key} \(int64, {n}\) holds {n} labels for the 6 images"):
+        NpzSource(tmp_path / "a.npz")
+
+
+def test_labels_that_fit_beside_others_that_do_not_and_names_are_taken(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=images(6, 8, 8, 3), labels=np.arange(6), targets=np.arange(9))
+    np.savez(tmp_path / "b.npz", images=images(6, 8, 8, 3), labels=np.array(["cat", "dog"]), y=np.int64(3))
+    assert len(NpzSource(tmp_path / "a.npz")) == len(NpzSource(tmp_path / "b.npz")) == 6
+
+
 def test_a_skipped_row_leaves_every_array_of_that_length_and_no_other(tmp_path: Path) -> None:
     before = images(20, 8, 8, 3)
     matrix = np.asfortranarray(np.arange(40.0).reshape(20, 2))

@@ -30,15 +30,15 @@ from pureebm.data.base import Pixels, Source
 from pureebm.data.cifar import BinaryFile, CifarSource
 from pureebm.data.csv_list import CsvSource
 from pureebm.data.folder import FolderSource
-from pureebm.data.npz import NpzSource
+from pureebm.data.npz import LABEL_KEYS, NpzSource
 from pureebm.data.open import open_source
 from pureebm.data.tables import TableFile, TableSource, features_of
 from pureebm.data.unpickle import loads
 from pureebm.data.webdataset import WebDatasetSource
 from pureebm.errors import InputError
 
-KEYS = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "fine_label", "class", "arr_1")
-"""Names of label arrays and columns, the first that is there counts."""
+KEYS = LABEL_KEYS
+"""Of arrays and columns."""
 
 NAME_KEYS = ("class_names", "classes", "label_names")
 """Names of arrays of class names in a `.npz` file."""

@@ -2,7 +2,8 @@
 
 The images are a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W), C = 1, 3 or 4 (the fourth is alpha), under one of
 the names in `IMAGE_KEYS` or as the only such array. Arrays as long as the images (labels, names) lose the rows that
-the images lose; all others stay byte for byte. Nothing is ever unpickled.
+the images lose; all others stay byte for byte. Labels of another number than the images are refused. Nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from pureebm.errors import InputError, ItemError
 from pureebm.types import JSON
 
 IMAGE_KEYS = ("images", "image", "x", "X", "x_train", "X_train", "train_images", "data", "arr_0")
+LABEL_KEYS = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "fine_label", "class", "arr_1")
+"""Names of label arrays, the first that is there counts."""
+
 BLOCK = 1 << 20
 DAMAGE = (
     OSError,
@@ -84,6 +88,7 @@ class NpzSource:
                 f"{path}: damaged, or not a .npz file ({error}); write it again with numpy.savez"
             ) from error
         self.images = _find_images(path, self.members)
+        _refuse_other_labels(path, self.images, self.members)
         self.layout = _layout(self.images.shape)
         self._rows = RowReader(path, self.images)
 
@@ -260,6 +265,20 @@ def _find_images(path: Path, members: list[Member]) -> Member:
             f"{path}: {chosen.describe()} holds images of more than {MAX_PIXELS:,} pixels; make them smaller"
         )
     return chosen
+
+
+def _refuse_other_labels(path: Path, images: Member, members: list[Member]) -> None:
+    """Labels of whole numbers, but none as long as the images: nobody could tell which belongs to which."""
+    named = {member.key: member for member in members if member is not images and member.shape}
+    found = [named[key] for key in LABEL_KEYS if key in named]
+    if any(member.shape[0] == images.shape[0] for member in found):
+        return
+    for labels in found:
+        if labels.dtype.kind in "iu" and math.prod(labels.shape[1:]) == 1:
+            raise InputError(
+                f"{path}: {labels.describe()} holds {labels.shape[0]:,} labels for the {images.shape[0]:,} images of "
+                f"{images.describe()}; save one label an image, or leave {labels.key} out"
+            )
 
 
 def _layout(shape: tuple[int, ...]) -> Layout:
