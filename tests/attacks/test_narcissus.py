@@ -171,8 +171,15 @@ def test_a_surrogate_that_knows_the_purifier_is_trained_on_what_comes_out_of_it(
     images = torch.cat([target, public.images[: len(target)]])
     data = LabeledSet(images, torch.arange(2).repeat_interleave(len(target)), 2)
     config = Config(target_class=0, budget=0.1, surrogate_epochs=0, warm_up_epochs=0, n_steps=2, batch_size=8)
-    attacker = Attacker(train=train, public=public, surrogate_through=lambda x: -x)
+    graphs: list[bool] = []
+
+    def through(x: Tensor) -> Tensor:
+        graphs.append(torch.is_grad_enabled())
+        return -x
+
+    attacker = Attacker(train=train, public=public, surrogate_through=through)
     poisoned = craft(data, config, attacker=attacker, seed=1)
+    assert graphs and not any(graphs)  # nothing is learned through it: no graph is built
     assert torch.equal(seen[0], 255 - public.images)  # the surrogate's training, then its warm-up
     assert torch.equal(seen[1][: len(target)], 255 - target)
     moved = (poisoned.images.int() - images[poisoned.rows].int()).abs().max()

@@ -13,7 +13,7 @@ from pureebm.energy.networks import LocalEnergy
 from pureebm.energy.student import Student
 from pureebm.energy.weights import load_model, save_model
 from pureebm.errors import InputError
-from pureebm.purify.through import differentiable, differentiable_langevin
+from pureebm.purify.through import differentiable, differentiable_langevin, known, straight_through
 from pureebm.sampling.langevin import LangevinConfig, langevin
 from pureebm.sampling.noise import CounterNoise
 
@@ -48,6 +48,36 @@ def test_a_gradient_shrinks_by_the_curvature_of_each_update(updates: int) -> Non
     out = differentiable_langevin(quadratic, x, CONFIG, noise=CounterNoise(0, ["a"]), updates=updates)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     torch.testing.assert_close(gradient, torch.full_like(x, expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_without_gradients_it_gives_the_same_images_and_builds_no_graph(residual: bool) -> None:
+    torch.manual_seed(0)
+    energy = LocalEnergy((4,), (1,), residual=residual).requires_grad_(False)
+    torch.nn.init.normal_(energy.head.weight, std=0.2)
+    images, noise = torch.rand(2, 3, 16, 16) * 2 - 1, CounterNoise(1, ["a", "b"])
+    config = replace(CONFIG, adapt_above=0.01) if residual else CONFIG
+    with_graph = differentiable_langevin(energy, images, config, noise=noise)
+    with torch.no_grad():
+        without = differentiable_langevin(energy, images, config, noise=noise)
+    assert with_graph.grad_fn is not None and without.grad_fn is None and not images.requires_grad
+    assert torch.equal(with_graph, without)
+
+
+def test_an_attacker_who_takes_no_gradient_runs_the_purifier_without_one(tiny_model: Path) -> None:
+    enabled: list[bool] = []
+
+    def purify(x: Tensor) -> Tensor:
+        enabled.append(torch.is_grad_enabled())
+        return x / 2
+
+    x = torch.ones(1, 3, 16, 16, requires_grad=True)
+    out = straight_through(purify)(x)
+    assert enabled == [False] and torch.equal(out, x / 2)
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.ones_like(x))
+    exact = known(load_model(tiny_model), seed=3)(x)
+    straight = known(load_model(tiny_model), seed=3, gradient="straight")(x)
+    torch.testing.assert_close(straight, exact, atol=1e-6, rtol=0)
 
 
 def test_both_kinds_of_model_pass_gradients_with_new_noise_at_every_call(tmp_path: Path, tiny_model: Path) -> None:

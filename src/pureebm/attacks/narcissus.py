@@ -122,11 +122,12 @@ def warm_up(
     return train(both, seed=draw, epochs=config.warm_up_epochs, start=surrogate, peak_rate=0.03)
 
 
+@torch.no_grad()
 def _purified(images: Tensor, through: Callable[[Tensor], Tensor], device: str) -> Tensor:
     """(N, H, W, 3) uint8 as they come out of a purifier."""
     done = []
     for batch in torch.split(images, _PURIFIED):
-        out = through(to_pm1(batch.to(device)).permute(0, 3, 1, 2)).detach()
+        out = through(to_pm1(batch.to(device)).permute(0, 3, 1, 2))
         done.append(to_uint8(out.cpu()).permute(0, 2, 3, 1))
     return torch.cat(done)
 

@@ -1,7 +1,8 @@
 """Purifiers that gradients flow through, for attackers who know the purifier and optimize through it.
 
 All map (N, 3, H, W) in [-1, 1] to the same shape. Noise is fresh at every call unless the same is asked for (`known`),
-so that an attacker who averages over calls attacks the distribution of results and not one draw of it.
+so that an attacker who averages over calls attacks the distribution of results and not one draw of it. Under
+`torch.no_grad` they give the same images and build no graph.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from pureebm.energy.student import Student
 from pureebm.energy.weights import LoadedModel
 from pureebm.errors import InputError
-from pureebm.sampling.langevin import LangevinConfig, noise_scale
+from pureebm.sampling.langevin import LangevinConfig, energy_and_gradient, noise_scale
 from pureebm.types import Energy, Noise
 
 Through = Callable[[Tensor], Tensor]
@@ -41,7 +42,13 @@ def straight_through(purify: Through) -> Through:
 
     Source: BPDA, Athalye et al., arXiv 1802.00420.
     """
-    return lambda x: x + (purify(x.detach()).detach() - x).detach()
+
+    def through(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            moved = purify(x.detach()) - x
+        return x + moved
+
+    return through
 
 
 def differentiable(model: LoadedModel, *, steps: int | None = None, seed: int = 0) -> Through:
@@ -88,7 +95,9 @@ def differentiable_langevin(
         return coordinates.color(z) if coordinates else z
 
     scale = noise_scale(energy, images.detach(), config) if config.adapt_above else torch.ones(())
-    x = images if images.requires_grad else images.detach().requires_grad_()
+    x = images if images.requires_grad else images.detach()
+    if torch.is_grad_enabled() and not x.requires_grad:
+        x = x.requires_grad_()
     if config.initial_noise:
         x = x + config.initial_noise * color(scale * noise(0, x))
     for step in range(config.n_steps if updates is None else updates):
@@ -99,7 +108,9 @@ def differentiable_langevin(
 
 
 def _gradient(energy: Energy, images: Tensor) -> Tensor:
-    """As of `sampling.langevin.energy_and_gradient`, but part of the graph."""
+    """As of `sampling.langevin.energy_and_gradient`, but part of the graph if there is one."""
+    if not torch.is_grad_enabled():
+        return energy_and_gradient(energy, images)[1]
     if getattr(energy, "residual", False):
         field: Tensor = energy.residual_field(images)[1]  # type: ignore[attr-defined]
         return field
