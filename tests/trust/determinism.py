@@ -1,8 +1,8 @@
 """The determinism matrix: `python -m tests.trust.determinism` purifies the same pictures in many ways and compares.
 
-With the bundled model on bundled pictures. What is promised (order, neighbors, shards, resuming, repeating) must change
-no byte; what is not promised (another batch size, engine, precision, number of threads) is measured: how many of the
-stored values change, and by how much at most. The rows go to `results/trust/determinism.json`.
+With the bundled model on bundled pictures. What is promised (order, neighbors, shards, workers, resuming, repeating)
+must change no byte; what is not promised (another batch size, engine, precision, number of threads) is measured: how
+many of the stored values change, and by how much at most. The rows go to `results/trust/determinism.json`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from pureebm.data.base import Loaded
 from pureebm.data.npz import NpzSource
 from pureebm.energy.weights import DEFAULT_MODEL, load_model
 from pureebm.errors import Interrupted
+from pureebm.integrations.ray import RayCrew
 from pureebm.purify import batches
 from pureebm.purify.batches import Work, purify_items
+from pureebm.purify.crew import Crew
 from pureebm.purify.job import JobConfig, run
+from pureebm.purify.processes import Processes
 from pureebm.purify.stages import LangevinStage
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON
@@ -114,12 +117,18 @@ def jobs(n: int) -> list[JSON]:
     path = ROOT / "src" / "pureebm" / "data" / "demo" / "cifar10-sample.npz"
     with tempfile.TemporaryDirectory(prefix="pureebm-determinism-") as folder:
         whole = _job(path, Path(folder) / "whole", n)
-        shards = _job(path, Path(folder) / "shards", n, shards=3)
-        resumed = _job(path, Path(folder) / "resumed", n, stop_every=16)
-    return [_compared(what, whole, other) for what, other in (("in three shards", shards), ("resumed", resumed))]
+        others = {
+            "in three shards": _job(path, Path(folder) / "shards", n, shards=3),
+            "resumed": _job(path, Path(folder) / "resumed", n, stop_every=16),
+            "by two worker processes": _job(path, Path(folder) / "workers", n, crew=Processes(2, threads=1)),
+            "by two Ray workers": _job(path, Path(folder) / "ray", n, crew=RayCrew(2)),
+        }
+    return [_compared(what, whole, other) for what, other in others.items()]
 
 
-def _job(path: Path, folder: Path, n: int, *, shards: int = 1, stop_every: int = 0) -> dict[str, bytes]:
+def _job(
+    path: Path, folder: Path, n: int, *, shards: int = 1, stop_every: int = 0, crew: Crew | None = None
+) -> dict[str, bytes]:
     target = folder / "out.npz"
     for index in reversed(range(shards)):
         config = JobConfig(batch_size=BATCH, seed=SEED, limit=n, shard=(index, shards))
@@ -131,7 +140,7 @@ def _job(path: Path, folder: Path, n: int, *, shards: int = 1, stop_every: int =
                     stop.set()
 
             try:
-                run(NpzSource(path), target, stage(), config, progress=progress, stop=stop)
+                run(path, target, stage(), config, progress=progress, stop=stop, crew=crew)
                 break
             except Interrupted:
                 continue
