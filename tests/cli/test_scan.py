@@ -37,6 +37,24 @@ def test_findings_of_the_level_or_above_are_one(pureebm, image_folder, tiny_mode
     assert len(json.loads(sarif.read_text())["runs"][0]["results"]) == 1
 
 
+def test_a_set_in_which_nothing_can_be_read_is_one_of_findings(pureebm, tiny_model, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    done = pureebm("scan", tmp_path / "images", "--model", tiny_model, "--json")
+    assert (done.code, done.json["readable"], done.json["counts"]["medium"]) == (1, 0, 2)
+
+
+def test_what_nobody_foresaw_is_in_the_sarif_too(pureebm, image_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ArithmeticError("odd")
+
+    monkeypatch.setattr(scan_command, "_scan", fail)
+    done = pureebm("scan", image_folder, "--sarif", tmp_path / "a.sarif", "--json")
+    assert done.code == 2 and "internal error" in done.json["error"]
+    assert json.loads((tmp_path / "a.sarif").read_text())["runs"][0]["invocations"][0]["executionSuccessful"] is False
+
+
 def test_people_see_level_rule_and_names(pureebm, image_folder, tiny_model):
     (image_folder / "cat" / "empty.png").write_bytes(b"")
     done = pureebm("scan", image_folder, "--model", tiny_model)

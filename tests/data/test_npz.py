@@ -62,6 +62,18 @@ def test_labels_of_another_number_than_the_images_are_refused(tmp_path: Path, ke
         NpzSource(tmp_path / "a.npz")
 
 
+def test_labels_that_name_no_class_are_told_and_no_others(tmp_path: Path) -> None:
+    def told(labels: list[int], **more: np.ndarray) -> object:
+        np.savez(tmp_path / "a.npz", images=images(4, 8, 8, 3), labels=np.array(labels), **more)
+        return NpzSource(tmp_path / "a.npz").describe().get("labels_out_of_range")
+
+    assert told([0, -1, 900, 3]) is None
+    assert told([0, -4, 900, 3]) == {"count": 1, "first": ["labels/1 is -4"]}
+    names = {"classes": np.array(["cat", "dog"])}
+    assert told([0, 1, -1, 1], **names) is None
+    assert told([0, 1, 2, 900], **names) == {"count": 2, "first": ["labels/2 is 2", "labels/3 is 900"]}
+
+
 def test_labels_that_fit_beside_others_that_do_not_and_names_are_taken(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=images(6, 8, 8, 3), labels=np.arange(6), targets=np.arange(9))
     np.savez(tmp_path / "b.npz", images=images(6, 8, 8, 3), labels=np.array(["cat", "dog"]), y=np.int64(3))

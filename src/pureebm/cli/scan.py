@@ -10,7 +10,6 @@ import typer
 from pureebm.cli import options
 from pureebm.cli.options import DEFAULT_MODEL, emit, say
 from pureebm.cli.progress import show_progress, stop_on_signals
-from pureebm.errors import PureebmError
 
 if TYPE_CHECKING:
     from pureebm.evaluation.scan import Scan
@@ -48,7 +47,7 @@ def scan(
     """
     try:
         found = _scan(source, model, limit, device, threads)
-    except (PureebmError, OSError) as error:
+    except Exception as error:
         if sarif is not None:
             from pureebm.evaluation.sarif import sarif_of_error, write_sarif
 

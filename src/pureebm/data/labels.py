@@ -30,7 +30,7 @@ from pureebm.data.base import Pixels, Source
 from pureebm.data.cifar import BinaryFile, CifarSource
 from pureebm.data.csv_list import CsvSource
 from pureebm.data.folder import FolderSource
-from pureebm.data.npz import LABEL_KEYS, NpzSource
+from pureebm.data.npz import LABEL_KEYS, NAME_KEYS, NpzSource
 from pureebm.data.open import open_source
 from pureebm.data.tables import TableFile, TableSource, features_of
 from pureebm.data.unpickle import loads
@@ -39,9 +39,6 @@ from pureebm.errors import InputError
 
 KEYS = LABEL_KEYS
 """Of arrays and columns."""
-
-NAME_KEYS = ("class_names", "classes", "label_names")
-"""Names of arrays of class names in a `.npz` file."""
 
 CHUNK = 1000
 

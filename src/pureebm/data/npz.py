@@ -35,7 +35,11 @@ IMAGE_KEYS = ("images", "image", "x", "X", "x_train", "X_train", "train_images",
 LABEL_KEYS = ("labels", "label", "y", "Y", "y_train", "train_labels", "targets", "fine_label", "class", "arr_1")
 """Names of label arrays, the first that is there counts."""
 
+NAME_KEYS = ("class_names", "classes", "label_names")
+"""Names of arrays of class names."""
+
 BLOCK = 1 << 20
+N_SHOWN = 5
 DAMAGE = (
     OSError,
     EOFError,
@@ -107,6 +111,7 @@ class NpzSource:
 
     def describe(self) -> JSON:
         fingerprint, n_bytes = fingerprint_of(self.path.parent, [self.path.name])
+        odd_labels = self._odd_labels()
         return {
             "kind": self.kind,
             "images": len(self),
@@ -116,7 +121,26 @@ class NpzSource:
             "shape": list(self.images.shape),
             "passed_on": [member.describe() for member in self.members if member is not self.images],
             "fingerprint": fingerprint,
-        }
+        } | ({"labels_out_of_range": odd_labels} if odd_labels["count"] else {})
+
+    def _odd_labels(self) -> JSON:
+        """Labels that name no class, counted, and the first; -1, "no label", is none. Without names: negative ones."""
+        named = {member.key: member for member in self.members}
+        labels = next((named[key] for key in LABEL_KEYS if key in named and _are_labels(named[key], len(self))), None)
+        names = next((named[key] for key in NAME_KEYS if key in named and len(named[key].shape) == 1), None)
+        if labels is None:
+            return {"count": 0, "first": []}
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                values = arrays[labels.key].reshape(-1)
+        except DAMAGE as error:
+            raise InputError(
+                f"{self.path}: {labels.key} is damaged ({error}); write it again with numpy.savez"
+            ) from error
+        top = names.shape[0] if names is not None else np.inf
+        odd = np.flatnonzero((values < -1) | (values >= top))
+        first = [f"{labels.key}/{row} is {values[row]}" for row in odd[:N_SHOWN].tolist()]
+        return {"count": len(odd), "first": first}
 
     def open_sink(self, staging: Path) -> NpzSink:
         return NpzSink(self, staging)
@@ -274,11 +298,16 @@ def _refuse_other_labels(path: Path, images: Member, members: list[Member]) -> N
     if any(member.shape[0] == images.shape[0] for member in found):
         return
     for labels in found:
-        if labels.dtype.kind in "iu" and math.prod(labels.shape[1:]) == 1:
+        if _are_labels(labels, labels.shape[0]):
             raise InputError(
                 f"{path}: {labels.describe()} holds {labels.shape[0]:,} labels for the {images.shape[0]:,} images of "
                 f"{images.describe()}; save one label an image, or leave {labels.key} out"
             )
+
+
+def _are_labels(member: Member, n: int) -> bool:
+    """So many whole numbers, of no more than one axis."""
+    return member.dtype.kind in "iu" and member.shape in ((n,), (n, 1))
 
 
 def _layout(shape: tuple[int, ...]) -> Layout:

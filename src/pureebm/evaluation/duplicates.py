@@ -75,7 +75,7 @@ def groups_of_equal(digests: Sequence[bytes | None]) -> list[list[int]]:
 def near_pairs(thumbnails: Thumbnails, bits: Bits) -> NDArray[np.int64]:
     """(P, 2) rows of images that look alike, the smaller first. Equal ones are pairs too: give each only once."""
     found = [np.empty((0, 2), np.int64)]
-    brightness = thumbnails.reshape(len(thumbnails), -1).mean(1)
+    brightness = thumbnails.mean(axis=(1, 2, 3))
     for band in range(BANDS):
         words = (bits >> np.uint64(64 // BANDS * band)) & np.uint64(0xFFFF)
         order = np.lexsort((brightness, words))
