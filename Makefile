@@ -6,7 +6,7 @@ VENV ?= .venv
 CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format clean site pictures tables faults fuzz determinism
+.PHONY: demo test test-slow lint format clean site pictures web-pictures tables faults fuzz determinism
 
 demo: $(CORE)
 	$(VENV)/bin/pureebm demo
@@ -33,6 +33,10 @@ site: $(READY)
 # The pictures of docs/how-it-works.md.
 pictures: $(READY)
 	$(VENV)/bin/python docs/pictures.py
+
+# The pictures of docs/web.md; needs Chromium (apt-get install chromium).
+web-pictures: $(READY)
+	$(VENV)/bin/python docs/web_pictures.py
 
 # The tables of README and docs, from the cards in results/.
 tables: $(READY)

@@ -9,8 +9,11 @@ from PIL import Image
 from pureebm.data.ranges import stack, to_uint8
 from pureebm.errors import InputError
 from pureebm.purify.score import score
+from pureebm.sampling.langevin import LangevinConfig
 from pureebm.web import studio as module
+from pureebm.web.drawing import curve
 from pureebm.web.places import Places
+from pureebm.web.settings import hints
 from pureebm.web.studio import N_PREVIEW, Studio, evenly
 from pureebm.web.unpack import Limits
 
@@ -133,3 +136,14 @@ def test_sixteen_bits_are_shown_as_eight():
     dark, light = np.full((2, 2, 3), 0x1000, np.uint16), np.full((2, 2, 3), 0x1800, np.uint16)
     assert difference(dark, light, 4).tolist() == np.full((2, 2, 3), 128 + 4 * 8).tolist()
     assert difference(light.astype(np.uint8), dark.astype(np.uint8) + 255, 16).max() == 255
+
+
+def test_a_short_chain_has_every_step_under_its_curve_and_a_long_one_four():
+    assert [text for _, text in curve([1.0, 9.0, 4.0, 2.0], first=1).x_ticks] == ["before", "noise", "1", "2"]
+    assert [text for _, text in curve([1.0, 2.0, 3.0]).x_ticks] == ["before", "1", "2"]
+    assert [text for _, text in curve([1.0] * 102, first=1).x_ticks] == ["before", "24", "49", "75", "100"]
+
+
+def test_values_of_the_model_fit_their_fields():
+    config = LangevinConfig(step_size=0.02371, temperature=2.8e-4, temperature_end=2.27e-6)
+    assert hints(config)["step_size"] == "0.0237" and hints(config)["temperature"] == "0.00028 → 2.3e-6"

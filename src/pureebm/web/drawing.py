@@ -13,9 +13,10 @@ from PIL import Image
 
 from pureebm.data.base import Pixels
 
-WIDTH, HEIGHT = 480, 200
-LEFT, RIGHT, TOP, BOTTOM = 56, 22, 10, 36
+WIDTH, HEIGHT = 480, 206
+LEFT, RIGHT, TOP, BOTTOM = 66, 28, 10, 42
 N_BINS = 40
+MOST_TICKS = 8
 THUMB = 96
 
 
@@ -48,7 +49,7 @@ def histogram(values: NDArray[np.float64]) -> Plot:
 
 
 def curve(values: Sequence[float], first: int = 0) -> Plot:
-    """A line over the places of a chain; its steps are counted behind the start and `first` more places."""
+    """A line over the places of a chain; its steps are counted behind the start and `first` places of noise alone."""
     finite = [value for value in values if np.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     if high - low < 1e-9 * max(1.0, abs(high)):
@@ -57,8 +58,10 @@ def curve(values: Sequence[float], first: int = 0) -> Plot:
     points: list[tuple[float, ...]] = [
         (_x(place / last), _y((value - low) / (high - low))) for place, value in enumerate(values) if np.isfinite(value)
     ]
-    ticks = sorted({round(share * last) for share in (0.25, 0.5, 0.75, 1)} - {0, first})
-    names = [(_x(0), "before"), *((_x(place / last), str(place - first)) for place in ticks)]
+    shares = range(1, last + 1) if last <= MOST_TICKS else (round(share * last) for share in (0.25, 0.5, 0.75, 1))
+    ticks = sorted({*shares} - {0})
+    names = [(_x(0), "before")]
+    names += [(_x(place / last), str(place - first) if place > first else "noise") for place in ticks]
     return Plot(points, names, _y_ticks(low, high))
 
 
@@ -97,8 +100,13 @@ def _y(share: float) -> float:
 
 
 def _x_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    return [(_x(share), f"{low + share * (high - low):.3g}") for share in (0, 0.25, 0.5, 0.75, 1)]
+    return [(_x(share), _tick(low + share * (high - low))) for share in (0, 0.25, 0.5, 0.75, 1)]
 
 
 def _y_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    return [(_y(share), f"{low + share * (high - low):.3g}") for share in (0, 0.5, 1)]
+    return [(_y(share), _tick(low + share * (high - low))) for share in (0, 0.5, 1)]
+
+
+def _tick(value: float) -> str:
+    """Few enough letters for the large type of a phone."""
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2g}"

@@ -83,11 +83,16 @@ def hints(config: LangevinConfig) -> dict[str, str]:
     """The model's own values, to show in empty fields."""
 
     def way(start: float, end: float | None) -> str:
-        return f"{start:.3g}" if end is None else f"{start:.3g} → {end:.3g}"
+        return _short(start) if end is None else f"{_short(start)} → {_short(end)}"
 
     return {
         "steps": str(config.n_steps),
         "step_size": way(config.step_size, config.step_size_end),
         "temperature": way(config.temperature, config.temperature_end),
-        "noise": f"{config.noise:.3g}",
+        "noise": _short(config.noise),
     }
+
+
+def _short(value: float) -> str:
+    """Few enough letters for two of them in a field."""
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.2g}".replace("e-0", "e-")
