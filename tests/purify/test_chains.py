@@ -130,3 +130,11 @@ def test_what_cannot_be_read_is_named_with_its_place(text: str, message: str) ->
 def test_numbers_out_of_range_are_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(text)
+
+
+def test_a_text_without_end_is_refused_in_words_too() -> None:
+    with pytest.raises(InputError, match="position 21: more than 20 parentheses within each other"):
+        parse_chain("(" * 2000 + "energy" + ")" * 2000)
+    with pytest.raises(InputError, match="position 10: unexpected number of more than 20 digits"):
+        parse_chain("energy > " + "9" * 5000 + " * energy")
+    assert parse_chain("(" * 20 + "energy" + ")" * 20) == parse_chain("energy")

@@ -38,7 +38,8 @@ STAGES: Mapping[str, str] = MappingProxyType(
 """Name -> how it is written."""
 
 FILTERS: Mapping[str, str] = MappingProxyType({"filter": "filter(SHARE%) > chain", "highest": "highest(SHARE%, chain)"})
-MAX_LINKS = 200
+MAX_LINKS, MAX_DEPTH, MAX_DIGITS = 200, 20, 20
+"""Stages of a chain, parentheses within each other, digits of a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = list(self._split())
-        self.at = 0
+        self.at, self.depth = 0, 0
 
     def recipe(self) -> Recipe:
         share = None
@@ -182,8 +183,12 @@ class _Parser:
             self._expect("*")
         place = self._peek()
         if self._accept("("):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise self._error(f"more than {MAX_DEPTH} parentheses within each other", place)
             links = self._chain()
             self._expect(")")
+            self.depth -= 1
         else:
             links = [self._link()]
         if not 1 <= count * len(links) <= MAX_LINKS:
@@ -243,6 +248,8 @@ class _Parser:
             place = match.end() - len(number or name or sign)
             if sign and sign not in ">*(),=%":
                 raise self._error(f"unexpected {sign!r}", _Token(sign, sign, place))
+            if number and len(number) > MAX_DIGITS:
+                raise self._error(f"unexpected number of more than {MAX_DIGITS} digits", _Token("number", "", place))
             yield _Token("number" if number else "name" if name else sign, number or name or sign, place)
         yield _Token("", "", len(self.text.rstrip()))
 
