@@ -17,6 +17,7 @@ from pureebm.attacks.base import AvailabilityGoal, LabeledSet, Poisoned, TargetG
 from pureebm.attacks.triggers import PatchTrigger
 from pureebm.classifiers.base import Classifier
 from pureebm.data.ranges import to_pm1
+from pureebm.energy.weights import load_model, save_model
 from pureebm.errors import InputError
 from pureebm.evaluation import defenses, victims
 from pureebm.evaluation import runner as runner_module
@@ -24,7 +25,7 @@ from pureebm.evaluation.arrays import Shelf, textures
 from pureebm.evaluation.cards import read_card
 from pureebm.evaluation.defenses import Defense
 from pureebm.evaluation.runner import Runner, goal_rates, identity, jobs, read_suite_cards
-from pureebm.evaluation.scenarios import Scenario, Suite
+from pureebm.evaluation.scenarios import Scenario, Suite, known_purifier, load_suite
 from pureebm.evaluation.store import Store
 from pureebm.evaluation.tables import make_rows
 from pureebm.evaluation.victims import Bench, poisons, regime, surrogates, train_victim
@@ -443,6 +444,45 @@ def test_an_attacker_who_knows_the_purifier_makes_other_poisons_under_a_key_of_i
         assert (victims.craft(one, one.goals()[0], data, bench=bench).images != aware.images).any()
     with pytest.raises(InputError, match="only narcissus optimizes through a purifier"):
         victims.craft(replace(SCENARIO, through=str(tiny_model)), SCENARIO.goals()[0], data, bench=bench)
+
+
+def test_a_changed_purifier_that_the_attacker_knows_makes_another_key_and_the_card_tells_which(
+    make, tmp_path: Path, tiny_model: Path
+) -> None:
+    config = {"surrogate_epochs": 0, "warm_up_epochs": 0, "n_steps": 1, "batch_size": 8}
+    keys, told = [], []
+    for name, sampler in (("a", 1), ("b", 1), ("c", 2)):
+        path, network = tmp_path / name / "model.safetensors", load_model(tiny_model).network
+        with torch.no_grad():
+            network.head.weight += 0.01 * (name == "b")
+        save_model(path, network, {"sampler": {"n_steps": sampler}})
+        path.parent.rename(tmp_path / "m")
+        known_purifier.cache_clear()
+        knowing = replace(SCENARIO, attack="narcissus", config=config, classes=(1,), seeds=(0,))
+        knowing = replace(knowing, through=str(tmp_path / "m" / "model.safetensors"))
+        keys.append(knowing.key())
+        runner = make(knowing, defenses=("none",))
+        assert runner.run(only="class1").made == ["b/class1/seed0/none"]
+        assert runner.run(only="class1").made == []
+        told += [card["through_model"] for card in read_suite_cards(runner.suite, tmp_path / "out")]
+        (tmp_path / "m").rename(tmp_path / name)
+    known_purifier.cache_clear()
+    assert len(set(keys)) == 3 and len({one["sha256"] for one in told}) == 2
+    assert [one["sampler"]["n_steps"] for one in told] == [1, 1, 2]
+
+
+def test_the_keys_of_those_who_knew_a_bundled_purifier_stay_what_they_were() -> None:
+    knowing = {one.name: one for one in load_suite("cpu").scenarios if one.through}
+    keys = {name: one.key() for name, one in knowing.items()}
+    assert keys == {"narcissus-knows-student": "narcissus-a81f74ef", "narcissus-knows-chain": "narcissus-086cc7cd"}
+    assert all("through_model" not in one.settings() for one in knowing.values())
+
+
+def test_a_purifier_that_there_is_not_fails_its_own_jobs_only(make) -> None:
+    lost = replace(SCENARIO, name="lost", attack="narcissus", through="nowhere.safetensors", seeds=(0,), classes=(1,))
+    outcome = make(lost, replace(SCENARIO, seeds=(0,), classes=(1,)), defenses=("none",)).run(only="class1")
+    assert outcome.made == ["b/class1/seed0/none"]
+    assert "nowhere.safetensors" in outcome.failed["lost/class1/seed0/none"]
 
 
 def test_a_whole_name_is_one_job_even_where_other_names_go_on_from_it() -> None:

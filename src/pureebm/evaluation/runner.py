@@ -34,7 +34,7 @@ from pureebm.evaluation.cards import provenance, read_card, write_card
 from pureebm.evaluation.cost import Cost
 from pureebm.evaluation.defenses import Defense, find_defense
 from pureebm.evaluation.metrics import accuracy, mean_l2, psnr, triggered_rates
-from pureebm.evaluation.scenarios import AimedAt, Scenario, Suite, digest
+from pureebm.evaluation.scenarios import AimedAt, Scenario, Suite, digest, known_purifier
 from pureebm.evaluation.store import set_hash
 from pureebm.evaluation.victims import (
     Bench,
@@ -311,6 +311,7 @@ class Runner:
             "seed": job.seed,
             "attack_seed": goal.seed if goal else None,
             "attack_record": attack.record if attack else None,
+            "through_model": known_purifier(scenario.through) if goal and scenario.through else None,
             "n_train": len(data.train),
             "n_poisons": len(attack.rows) if attack else 0,
             "sharing": len(scenario.goals()) if attack and scenario.joint else 1,

@@ -16,7 +16,8 @@ A suite is a file of defaults, a list of defense names, and scenarios:
     classes = [0, 1, 2]
     seeds = [0]
 
-Knows names only: whether an attack, a network, a recipe or a defense of that name exists is asked when it is run.
+Knows names only: whether an attack, a network, a recipe or a defense of that name exists is asked when it is run. One
+thing is looked up: the purifier that an attacker knows, since a changed model makes another result.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +46,12 @@ AWARE: Mapping[str, tuple[str, ...]] = {
     "through_gradient": ("exact", "straight"),
 }
 """Fields of a scenario with a defense-aware attacker, and their values, the default first."""
+
+FIRST_PURIFIERS: Mapping[str, str] = {
+    "residual-32": "2ec45896",
+    "student": "c61ddf83",
+}
+"""Digests of the purifiers that attackers knew before keys held more than a name: with these a key is what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +157,25 @@ class Scenario:
         own = ("attack", "config", "budget", "surrogates", "surrogate", "surrogate_recipe", "attack_seed")
         joint = {"joint": [goal.name for goal in self.goals()]} if self.joint else {}
         aware = {"through": self.through, "through_steps": self.through_steps} if self.through else {}
-        aware |= self.awareness()
+        aware |= self.awareness() | self.purifier()
         return {name: _plain(getattr(self, name)) for name in own} | joint | aware | self.victim_settings()
 
     def awareness(self) -> dict[str, str]:
         """How a defense-aware attacker differs from one that makes its trigger with fresh noise and exact gradients."""
         return {name: getattr(self, name) for name, known in AWARE.items() if getattr(self, name) != known[0]}
 
+    def purifier(self) -> JSON:
+        """Weights and sampler of the purifier that the attacker knows; nothing for the first ones of their name.
+
+        Raises `ModelError` if there is no such purifier.
+        """
+        if self.through is None:
+            return {}
+        found = known_purifier(self.through)
+        return {} if FIRST_PURIFIERS.get(self.through) == digest(found)[:8] else {"through_model": found}
+
     def key(self) -> str:
-        """A folder's name for the cards of this scenario, equal for equal settings."""
+        """A folder's name for the cards of this scenario, equal for equal settings. Raises as `purifier`."""
         return f"{self.attack}-{digest(self.settings())[:8]}"
 
 
@@ -226,6 +244,15 @@ def parse_suite(table: Mapping[str, Any], *, name: str, where: str) -> Suite:
         raise InputError("; ".join(faults))
     title, about = str(table.get("title", name)), str(table.get("about", ""))
     return Suite(name=name, title=title, about=about, scenarios=tuple(scenarios), defenses=tuple(defenses))
+
+
+@lru_cache(maxsize=16)
+def known_purifier(name: str) -> JSON:
+    """What makes a purifier another one: {"sha256", "sampler"}; looked up once in a process. Raises `ModelError`."""
+    from pureebm.energy.weights import load_model  # brings torch: not for a list of scenarios
+
+    model = load_model(name)
+    return {"sha256": model.sha256, "sampler": model.card.get("sampler")}
 
 
 def digest(value: JSON) -> str:
