@@ -131,6 +131,7 @@ def test_the_defaults_are_those_of_the_two_sources() -> None:
     assert (original.begin, original.n_steps, original.mu, original.batch_statistics) == (5, 30, 1.0, False)
     assert (puregen.begin, puregen.n_steps, puregen.mu, puregen.batch_statistics) == (5, 20, 16.0, True)
     assert PRESETS["puregen-transfer"] == replace(puregen, begin=0)
+    assert PRESETS["puregen-frozen"] == replace(puregen, begin=0, batch_statistics=False)
     for config in (original, puregen):
         assert (config.rate, config.momentum, config.clamp, config.eps, config.batch_size) == (100, 0.9, 16, 8, 128)
 

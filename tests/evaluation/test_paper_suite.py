@@ -10,6 +10,7 @@ import pytest
 from pureebm.attacks.registry import find_attack
 from pureebm.classifiers.networks import build_network
 from pureebm.evaluation.arrays import Shelf
+from pureebm.evaluation.defenses import Defense, find_defense
 from pureebm.evaluation.runner import Runner, jobs
 from pureebm.evaluation.scenarios import Scenario, load_suite
 from pureebm.evaluation.store import Store
@@ -63,6 +64,31 @@ def test_the_suite_has_the_sizes_of_the_paper() -> None:
     assert (n_goals["bp-linear-resnet18"], n_goals["bp-white-box"]) == (48, 100)
     names = {job.defense for job in jobs(SUITE)}
     assert {"none", "epic-0.1", "friends-b", "ddpm", "jpeg-75", "pureebm", "reps"} <= names
+
+
+def test_what_acts_in_transfer_has_the_papers_schedules_there() -> None:
+    for scenario in SUITE.scenarios:
+        settings = {name: found.training_settings for name in SUITE.defenses_of(scenario) if (found := training(name))}
+        frozen = recipe_of(scenario).batch_norm == "frozen"
+        (epic, *_), (friends, *_) = (
+            [one for one in settings.values() if one and one["method"] == method] or [None]
+            for method in ("epic", "friends")
+        )
+        if epic is None or friends is None:
+            assert "high-power" in scenario.name  # what acts in training is no part of that table
+        elif regime(scenario) == "scratch":
+            first = 5 if scenario.name == "ns-r18-hlb" else 10
+            assert (epic["every"], epic["drop_after"], friends["begin"]) == (first, first, 5)
+        else:
+            first = int(scenario.name.startswith("bp-linear"))
+            assert (epic["every"], epic["drop_after"], friends["begin"]) == (1, first, 0)
+            assert friends["batch_statistics"] is not frozen
+            assert "ddpm-125" in SUITE.defenses_of(scenario)
+
+
+def training(name: str) -> Defense | None:
+    """The defense of that name, if it acts in training."""
+    return find_defense(name) if name.startswith(("epic", "friends")) else None
 
 
 @pytest.mark.slow

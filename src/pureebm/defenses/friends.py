@@ -9,8 +9,9 @@ by SGD, each step on a batch. From then on the image is x + d. In every epoch, f
 
 Source: Liu et al., Friendly Noise against Adversarial Noise, arXiv 2208.10224, and the authors' code (`original`);
 `puregen` are the values of PureGen's tables (arXiv 2405.18627), which also takes the batch's own statistics in batch
-normalization. Value space: lengths in [0, 1] units, as eps / 255; the loss is a mean over the batch and all of its
-values, so that rate and mu mean what they mean there at `batch_size` only.
+normalization; where a transfer freezes it, there are none to take (`puregen-frozen`). The original's code begins before
+epoch 0 unless it is told 5, as its published command does. Value space: lengths in [0, 1] units, as eps / 255; the loss
+is a mean over the batch and all of its values, so that rate and mu mean what they mean there at `batch_size` only.
 Differs: images stay 8-bit, so that x + d, and that plus noise, are rounded and clamped to [0, 255] (the original rounds
 nothing, and does not clamp the random noise). Shift and flip are the victim's own, after the noise.
 """
@@ -71,6 +72,7 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
     {
         "puregen": Config(),
         "puregen-transfer": Config(begin=0),
+        "puregen-frozen": Config(begin=0, batch_statistics=False),  # batch norm is frozen: Bullseye Polytope
         "original": Config(n_steps=30, mu=1.0, batch_statistics=False),
         "short": Config(begin=1),  # 5 of 40 epochs, for 8
     }
