@@ -13,7 +13,7 @@ from tests.purify.job_fakes import Shift
 from pureebm.data import remote
 from pureebm.errors import InputError, Interrupted, MismatchError
 from pureebm.purify.job import JobConfig, run
-from pureebm.purify.remote import run_to_url
+from pureebm.purify.remote import finished_at_url, plan_to_url, run_to_url
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 URL = "memory://out/set"
@@ -122,8 +122,30 @@ def test_what_stands_there_is_replaced_only_if_it_is_ours_and_with_overwrite(sto
     store.pipe_file("/out/set/old.png", b"of the earlier run")
     with pytest.raises(InputError, match="exists; name another"):
         run_to_url(path, URL, Shift(), JobConfig(batch_size=8))
+    with pytest.raises(InputError, match="exists; name another"):
+        plan_to_url(path, URL, Shift(), JobConfig(batch_size=8, seed=1))
     run_to_url(path, URL, Shift(), JobConfig(batch_size=8, overwrite=True))
     assert stored(store, URL) == first
+
+
+@pytest.mark.parametrize("name", ["folder", "zip"])
+def test_a_job_that_is_finished_there_is_known(name: str, store: Any, tmp_path: Path) -> None:  # noqa: F811
+    kind, config = KINDS[name], JobConfig(batch_size=8)
+    path, url = kind.make(tmp_path, False), f"memory://out/{kind.target}"
+    assert finished_at_url(path, url, Shift(), config) is None
+    planned = plan_to_url(path, url, Shift(), config)
+    assert (planned.target, planned.finished, planned.images_done) == (url, False, 0)
+    made = run_to_url(path, url, Shift(), config)
+    found = finished_at_url(path, url, Shift(), config)
+    assert found is not None and found[1] == made[1] and found[0].counts == made[0].counts
+    planned = plan_to_url(path, url, Shift(), config)
+    assert (planned.target, planned.finished, planned.images_done) == (url, True, planned.images)
+    assert finished_at_url(path, url, Shift(), JobConfig(batch_size=8, seed=1)) is None
+    assert finished_at_url(path, url, Shift(), JobConfig(batch_size=8, overwrite=True)) is None
+    for damage in (b"[1", b"[1]", b"{}", b'{"settings": 3}'):
+        for record in [one for one in store.find("/out") if one.endswith("pureebm-run.json")]:
+            store.pipe_file(record, damage)
+        assert finished_at_url(path, url, Shift(), config) is None
 
 
 @pytest.mark.parametrize(

@@ -58,27 +58,30 @@ def purify(
     """
     batch, part, place = options.parse_batch_size(batch_size), options.parse_shard(shard), options.parse_device(device)
     options.use_threads(threads)
-    from pureebm.data.remote import RemoteTarget, as_url
+    from pureebm.data.remote import as_url
     from pureebm.purify.job import JobConfig, plan, run
-    from pureebm.purify.remote import run_to_url
+    from pureebm.purify.remote import finished_at_url, plan_to_url, run_to_url
 
     config = JobConfig(seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch)
     chosen = {"sampler": sampler, "steps": steps, "step_size": step_size, "temperature": temperature, "noise": noise}
     stage = options.purifier(model, chain=chain, ddpm=ddpm, level=level, device=place, precision=precision, **chosen)
     url = as_url(target)
     if dry_run:
-        planned = plan(source, RemoteTarget(url).path if url else target, stage, config)
+        planned = plan_to_url(source, url, stage, config) if url else plan(source, target, stage, config)
         return emit(planned.to_json()) if json_ else _say_plan(planned)
     crew = options.crew(engine, workers, threads)
     report: str | None
+    done: tuple[RunRecord, str] | None = None
     began = datetime.now(UTC).replace(microsecond=0)  # records tell seconds
     with stop_on_signals() as stop, show_progress() as progress:
-        if url:
+        if url and (done := finished_at_url(source, url, stage, config)):
+            record, report = done
+        elif url:
             record, report = run_to_url(source, url, stage, config, progress=progress, stop=stop, crew=crew)
         else:
             record = run(source, target, stage, config, progress=progress, stop=stop, crew=crew)
             report = _report_path(record)
-    if url is None and datetime.fromisoformat(record.finished) < began:
+    if done or (url is None and datetime.fromisoformat(record.finished) < began):
         say(f"nothing to do: the same command has finished {record.target} before; what it said then:")
     emit(record.to_json() | {"report": report}) if json_ else _say_record(record, report, shared=crew is not None)
     raise typer.Exit(record.exit_code)

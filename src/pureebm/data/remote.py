@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,33 @@ class RemoteTarget:
         self._note = self.folder / "begun.json"
         self._journal = self.folder / "uploaded"
 
-    def begin(self, record_name: str, *, overwrite: bool) -> None:
-        """Refuse to write over what is there, unless it is ours and `overwrite` is set; asked once a job."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def record(self, record_name: str) -> JSON | None:
+        """The run record of a whole target that stands there; None where there is none, or a job of ours goes on."""
         if self._note.exists():
-            return
+            return None
+        with _reporting(self.url):
+            for place in (f"{self._remote}.pureebm/{record_name}", f"{self._remote}/{record_name}"):
+                if self._files.exists(place):
+                    with suppress(ValueError, RecursionError):
+                        found = json.loads(self._files.cat_file(place))
+                        return found if isinstance(found, dict) else None
+        return None
+
+    def begin(self, record_name: str, *, overwrite: bool) -> None:
+        """Take the place, where `check` lets us."""
+        replace = self.check(record_name, overwrite=overwrite)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._note.exists():
+            self._write_note(replace=replace)
+
+    def check(self, record_name: str, *, overwrite: bool) -> bool:
+        """Refuse to write over what is there, unless it is ours and `overwrite` is set; asked once a job.
+
+        Returns:
+            Whether something there is to be replaced.
+        """
+        if self._note.exists():
+            return False
         with _reporting(self.url):
             there = self._files.exists(self._remote)
             records = [f"{self._remote}/{record_name}", f"{self._remote}.pureebm/{record_name}"]
@@ -124,7 +146,7 @@ class RemoteTarget:
             raise InputError(f"the target {self.url} exists; name another, or replace it with --overwrite")
         if there and not ours:
             raise InputError(f"{self.url} holds no {record_name}: not ours to overwrite; remove it yourself")
-        self._write_note(replace=there)
+        return bool(there)
 
     def start_over(self) -> None:
         """Forget what has grown here; what of it was uploaded is replaced."""

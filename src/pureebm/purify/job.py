@@ -163,7 +163,7 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
     source, target = opened(source), Path(target)
     place = Workplace(target.resolve())
     if not config.overwrite and (record := _done_already(place, source, stage, config)):
-        return _nothing_left(record, config)
+        return nothing_left(record, config)
     there = _checked_places(place, source, target, stage, config)
     recorded = place.recorded()
     settings = _settle(source, stage, config, recorded)
@@ -191,7 +191,7 @@ def plan(source: Source | Path, target: Path, stage: Stage, config: JobConfig) -
     )
 
 
-def _nothing_left(record: RunRecord, config: JobConfig) -> Plan:
+def nothing_left(record: RunRecord, config: JobConfig) -> Plan:
     """The plan of a job whose target is complete."""
     target, settings = Path(record.target), record.settings
     mine = _my_chunks(_n_chunks(settings), config.shard)
@@ -583,7 +583,7 @@ def _same_plan(place: Workplace, source: Source, stage: Stage, config: JobConfig
 def _done_already(place: Workplace, source: Source, stage: Stage, config: JobConfig) -> RunRecord | None:
     """The record of the target, if this very job has finished it."""
     record = _record_there(place, source)
-    if record is None or record.settings != _settled_again(record, source, stage, config):
+    if record is None or not same_job(record, source, stage, config):
         return None
     return dataclasses.replace(record, target=str(place.target))  # it may have been moved
 
@@ -617,6 +617,11 @@ def _record_there(place: Workplace, source: Source) -> RunRecord | None:
         return _read_record(place.target, source)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
+
+
+def same_job(record: RunRecord, source: Source, stage: Stage, config: JobConfig) -> bool:
+    """Whether a command would do what was done already."""
+    return record.settings == _settled_again(record, source, stage, config)
 
 
 def _settled_again(record: RunRecord, source: Source, stage: Stage, config: JobConfig) -> JSON:

@@ -10,10 +10,32 @@ from typing import Any
 from pureebm.data.base import Source
 from pureebm.data.remote import RemoteTarget, held
 from pureebm.errors import InputError, MismatchError
-from pureebm.purify.job import JobConfig, RunRecord, opened, plan, run
+from pureebm.purify.job import JobConfig, Plan, RunRecord, nothing_left, opened, plan, run, same_job
 from pureebm.purify.manifest import RECORD_NAME, REPORT_NAME, write_json
 from pureebm.purify.workplace import differences, exists, record_path
 from pureebm.types import JSON, Stage
+
+
+def finished_at_url(source: Source | Path, url: str, stage: Stage, config: JobConfig) -> tuple[RunRecord, str] | None:
+    """The record and the report's URL where this very job has finished the target before: there is nothing to do."""
+    target, opened_source = RemoteTarget(url), opened(source)
+    told = None if config.overwrite else target.record(RECORD_NAME)
+    try:
+        record = RunRecord(**told) if told is not None else None
+        if record is None or not same_job(record, opened_source, stage, config):
+            return None
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return None  # damaged: whoever wants to write there is told that something stands there
+    return dataclasses.replace(record, target=target.url), _report_url(target, opened_source)
+
+
+def plan_to_url(source: Source | Path, url: str, stage: Stage, config: JobConfig) -> Plan:
+    """As `job.plan`."""
+    if done := finished_at_url(source, url, stage, config):
+        return dataclasses.replace(nothing_left(done[0], config), target=done[0].target)
+    target = RemoteTarget(url)
+    target.check(RECORD_NAME, overwrite=config.overwrite)
+    return dataclasses.replace(plan(source, target.path, stage, config), target=target.url)
 
 
 def run_to_url(
@@ -38,8 +60,11 @@ def run_to_url(
         record = dataclasses.replace(record, target=target.url)
         write_json(record_path(target.path, opened_source.single_file), record.to_json())
         target.upload(RECORD_NAME, options.get("stop"))
-    side = f"{target.url}.pureebm" if opened_source.single_file else target.url
-    return record, f"{side}/{REPORT_NAME}"
+    return record, _report_url(target, opened_source)
+
+
+def _report_url(target: RemoteTarget, source: Source) -> str:
+    return f"{target.url}.pureebm/{REPORT_NAME}" if source.single_file else f"{target.url}/{REPORT_NAME}"
 
 
 def _finished(source: Source, target: RemoteTarget, stage: Stage, config: JobConfig) -> RunRecord | None:
