@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from pureebm.evaluation.metrics import bootstrap_interval
-from pureebm.evaluation.tables import COLUMNS, CONTRACT, blocks, cells, latex, make_rows, markdown, quoted_rows
+from pureebm.evaluation.tables import (
+    COLUMNS,
+    CONTRACT,
+    blocks,
+    cells,
+    latex,
+    make_rows,
+    markdown,
+    quoted_rows,
+    quoted_seconds,
+)
 from pureebm.types import JSON
 
 from .conftest import Smoke
@@ -66,6 +76,12 @@ def test_a_flip_is_the_poisons_only_where_the_clean_victim_reads_the_target_righ
     assert make_rows([card(success=1.0)])[0]["flipped"] == 0
 
 
+def test_the_budget_of_a_warp_is_the_share_with_new_labels() -> None:
+    warp = {"attack": "wanet", "budget": 0.3, "n_train": 100, "attack_record": {"poisons": 10, "cross_samples": 20}}
+    (row,) = make_rows([card(**warp)])
+    assert row["budget"] == 0.1 and "wanet, eps 8/255, 10 % poisons" in blocks([row])[0][0]
+
+
 def test_equal_names_of_different_settings_are_different_rows() -> None:
     rows = make_rows([card(), card(defence_hash="1"), card(key="narcissus-2")])
     assert len(rows) == 3
@@ -103,6 +119,15 @@ def test_quoted_figures_are_rates_with_a_source_and_hold_what_the_paper_says() -
     assert (known["poison_success"], known["natural_accuracy"], known["poison_success_max"]) == pytest.approx(
         (0.0139, 0.9292, 0.025)
     )
+
+
+def test_figures_that_belong_to_no_table_stand_beside_none_of_ours() -> None:
+    every, ours = quoted_rows(), make_rows([card(eps=16, victim="not named")])
+    asides = {row["title"]: row for row in every if row["aside"]}
+    assert len(asides) == 2
+    beside = quoted_rows(ours)
+    assert beside and not {row["title"] for row in beside} & asides.keys()
+    assert quoted_seconds() == {"pureebm": 923, "ddpm": 4181, "none": 3690, "friends": 11502}
 
 
 def test_cells_show_percents_with_spread_and_leave_unknown_things_empty() -> None:

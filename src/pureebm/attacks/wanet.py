@@ -7,8 +7,8 @@ are warped by the grid plus fresh noise and keep their labels, so that the victi
 
 Source: Nguyen and Tran, arXiv 2102.10369; k = 4, strength 0.5, cross ratio 2, a tenth as in BackdoorBench.
 Differs: the poisoned images are made once, for a training set that is stored; the original warps afresh the first
-images of every batch, after its augmentation. Cross samples count as poisoned rows (their pixels changed), but not
-for the budget.
+images of every batch, after its augmentation. The budget is BackdoorBench's ratio, the share with a new label: cross
+samples come on top of it, though they are poisoned rows too (their pixels changed).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pureebm.errors import InputError
 class Config:
     """The warp, and how many images are warped with and without a new label."""
 
-    budget: Annotated[float, "share of the training set that is warped and relabeled"] = 0.1
+    budget: Annotated[float, "share of the training set that is warped and relabeled; cross samples come on top"] = 0.1
     target_class: Annotated[int, "what triggered images are to be read as"] = 0
     cross_ratio: Annotated[float, "warped otherwise and not relabeled: so many times as many"] = 2.0
     strength: Annotated[float, "mean displacement, in halves of a pixel"] = 0.5

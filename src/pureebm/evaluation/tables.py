@@ -49,7 +49,8 @@ def make_rows(cards: Iterable[JSON]) -> list[Row]:
 def _row(cards: Sequence[JSON]) -> Row:
     first = cards[0]
     row: Row = dict.fromkeys(CONTRACT)
-    row |= {key: first[key] for key in ("attack", "eps", "budget", "data", "victim", "defence")}
+    row |= {key: first[key] for key in ("attack", "eps", "data", "victim", "defence")}
+    row["budget"] = _budget(first)
     row |= {"sharing": first.get("sharing", 1), "through": _through(first.get("protocol", {}))}
     victims = cards if row["sharing"] == 1 else [card for card in cards if card["goal"] == first["goal"]]
     natural, success = _by_goal(victims, "natural_accuracy"), _by_goal(cards, "poison_success")
@@ -68,6 +69,13 @@ def _row(cards: Sequence[JSON]) -> Row:
         card["kind"] == "targets" and card["poison_success"] == 1 == card["clean_still_true"] for card in cards
     )
     return row
+
+
+def _budget(card: JSON) -> float:
+    """Share of the training set that is poisoned. Cross samples, which a warp also changes and which keep their labels,
+    come on top of it, as of BackdoorBench's ratio."""
+    poisons = (card.get("attack_record") or {}).get("poisons")
+    return float(card["budget"] if poisons is None else poisons / card["n_train"])
 
 
 def _through(protocol: JSON) -> str | None:
@@ -116,9 +124,8 @@ def _spread(groups: Sequence[Sequence[float]]) -> float | None:
 
 def quoted_rows(ours: Sequence[Row] | None = None) -> list[Row]:
     """Published figures as rows; with `ours`, those of the published experiment that is closest to each of them."""
-    path = resources.files("pureebm") / "evaluation" / "quoted.toml"
     rows = []
-    for entry in tomllib.loads(path.read_text())["scenario"]:
+    for entry in _quoted()["scenario"]:
         for defense, figures in entry["figures"].items():
             row: Row = dict.fromkeys(CONTRACT)
             row |= {
@@ -127,16 +134,27 @@ def quoted_rows(ours: Sequence[Row] | None = None) -> list[Row]:
             success, natural, worst = (*figures, None)[:3]
             rates = {"poison_success": success, "natural_accuracy": natural, "poison_success_max": worst}
             row |= {key: None if value in (None, "") else value / 100 for key, value in rates.items()}
-            rows.append(row | {"defence": defense, "quoted": True, "title": entry["name"]})
+            aside = entry.get("aside", False)
+            rows.append(row | {"defence": defense, "quoted": True, "title": entry["name"], "aside": aside})
     if ours is None:
         return rows
     wanted = {closest for row in ours if (closest := _closest(row, rows)) is not None}
     return [row for row in rows if row["title"] in wanted]
 
 
+def quoted_seconds() -> dict[str, float]:
+    """Published seconds by defense: of purifying a set, or of the training of a victim ("none", "friends")."""
+    return {name: value for name, value in _quoted()["seconds"].items() if name != "source"}
+
+
+def _quoted() -> JSON:
+    return tomllib.loads((resources.files("pureebm") / "evaluation" / "quoted.toml").read_text())
+
+
 def _closest(row: Row, quoted: Sequence[Row]) -> str | None:
     """Title of the published experiment that is most like ours: attack, eps and kind of training must agree."""
     alike = [one for one in quoted if all(one[key] == row[key] for key in ("attack", "eps", "regime"))]
+    alike = [one for one in alike if not one.get("aside")]
     if not alike or row["quoted"]:
         return None
 
