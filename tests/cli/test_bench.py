@@ -66,6 +66,14 @@ def test_a_suite_is_run_shown_and_reported(suite: str, capsys: pytest.CaptureFix
     assert "<title>Mine</title>" in Path("page.html").read_text()
 
 
+def test_rows_of_a_diagnosis_have_the_keys_that_all_rows_have(capsys: pytest.CaptureFixture[str]) -> None:
+    results = Path(__file__).parents[2] / "results"
+    assert run(["bench", "show", "--suite", "diagnosis", "--out", str(results), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows and all(list(row)[: len(CONTRACT)] == list(CONTRACT) for row in rows)
+    assert all(row["survival"] and row["poison_success"] is None and row["quoted"] is False for row in rows)
+
+
 def test_the_command_of_a_card_makes_that_card_again(suite: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "run", "--suite", suite, "--only", "class1/seed0/jpeg"]) == 0
     (path,) = Path("results").rglob("*.json")

@@ -159,7 +159,9 @@ def show(
         raise InputError(f"no cards in {out / suite}; make some by: pureebm bench run --suite {suite}")
     rows = cards if suite == "diagnosis" else table(card for card in cards if card["set"] == set_)
     if json_:
-        emit({"rows": rows})
+        from pureebm.evaluation.tables import CONTRACT
+
+        emit({"rows": [dict.fromkeys(CONTRACT) | {"quoted": False} | row for row in rows]})
     elif suite == "quick":
         _print_quick(rows, format_)
     else:
