@@ -39,6 +39,13 @@ def test_it_copies_what_the_package_is_built_of_and_nothing_else() -> None:
     assert all((ROOT / name).exists() for name in ("pyproject.toml", "README.md", "LICENSE", "src"))
 
 
+def test_what_is_copied_travels_to_the_builder_and_nothing_else() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert rules[0] == "*" and [line[1:] for line in rules if line.startswith("!")] == [
+        name for copied in told("COPY") for name in copied.split()[:-1]
+    ]
+
+
 def test_nothing_is_fetched_when_it_runs_and_the_page_cuts_the_network() -> None:
     (env,) = told("ENV")
     assert "HF_HUB_OFFLINE=1" in env and told("ENTRYPOINT") == ['["pureebm"]']
