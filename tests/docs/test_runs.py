@@ -28,6 +28,7 @@ GIVEN = {
     "docs/attacks.md": {"images": PIXELS, "labels": torch.arange(40) % 10, "my_training": None},
     "docs/quick-start.md": {},
     "docs/python.md": {},
+    "docs/chains.md": {},
     "docs/extending.md": {},
 }
 """What a page takes for granted."""
@@ -57,10 +58,21 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 @pytest.mark.parametrize("page", [page for page in GIVEN if page != "docs/extending.md"])
 def test_the_python_of_a_page_runs(play: Callable[[str], dict[str, Any]], page: str, tmp_path: Path) -> None:
+    if page == "docs/chains.md":
+        write_ddpm(tmp_path / "runs" / "ddpm")
     names = play(page)
     if "record" in names:
         assert names["record"].counts["purified"] == 6
         assert (tmp_path / "scraped-purified" / "pureebm-report.html").is_file()
+
+
+def write_ddpm(folder: Path) -> None:
+    """A very small DDPM of random weights."""
+    pytest.importorskip("diffusers")
+    from pureebm.diffusion.weights import build_unet, save_ddpm, unet_config
+
+    network = build_unet(unet_config(widths=(4, 8), layers=1, patch=2, size=32, attention=False))
+    save_ddpm(folder / "model.safetensors", network, {"levels": 250, "data": "none: random weights"})
 
 
 def test_the_additions_do_what_the_page_says(
