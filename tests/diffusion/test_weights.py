@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pureebm.data.ranges import to_pm1
 from pureebm.diffusion import weights
+from pureebm.diffusion.process import diffuse
 from pureebm.diffusion.weights import (
+    DEFAULT_DDPM,
     build_unet,
+    bundled_path,
     is_ddpm,
     load_ddpm,
     multiple,
@@ -24,6 +30,7 @@ from pureebm.diffusion.weights import (
 from pureebm.energy.networks import LocalEnergy
 from pureebm.energy.weights import save_model
 from pureebm.errors import InputError, ModelError
+from pureebm.sampling.noise import CounterNoise
 
 diffusers = pytest.importorskip("diffusers")
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -160,3 +167,15 @@ def test_the_hub_is_asked_for_the_files_that_are_needed_and_no_others(
     ((name, options),) = asked
     assert name == "owner/name" and set(options["allow_patterns"]) == set(weights._WANTED)
     assert not any("*" in pattern or pattern.endswith((".bin", ".py")) for pattern in weights._WANTED)
+
+
+def test_the_bundled_ddpm_is_small_intact_and_takes_noise_off_pictures_that_it_never_saw() -> None:
+    assert bundled_path().stat().st_size <= 5_000_000
+    loaded = load_ddpm(DEFAULT_DDPM)
+    assert loaded.levels == 250 and "ddpm-32" in loaded.name
+    with np.load(str(resources.files("pureebm") / "data" / "demo" / "cifar10-sample.npz")) as stored:
+        pictures = to_pm1(torch.from_numpy(stored["images"][:64]).permute(0, 3, 1, 2))
+    noise = CounterNoise(0, [str(place) for place in range(64)])
+    estimate = predict_noise(loaded.network, diffuse(pictures, noise(0, pictures), 75), 75)
+    error = (estimate - noise(0, pictures)).square().mean().item()
+    assert error == pytest.approx(0.1182, rel=0.02)  # of 1, which is no estimate at all
