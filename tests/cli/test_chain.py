@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pureebm.energy.weights import save_model
+from pureebm.purify.vq import VQAutoencoder
+
 
 @pytest.fixture(scope="module")
 def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,6 +79,29 @@ def test_a_ddpm_is_recognized_as_a_model_and_by_models_info(pureebm, image_folde
     assert pureebm("models", "verify", ddpm, "--json").json["verified"] == {str(ddpm): card["sha256"]}
 
 
+@pytest.fixture(scope="module")
+def vq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a very small autoencoder of random weights."""
+    folder = tmp_path_factory.mktemp("vq")
+    save_model(folder / "model.safetensors", VQAutoencoder(8, 1, 16, 4), {"data": "none", "description": "tiny"})
+    return folder
+
+
+def test_an_autoencoder_purifies_alone_and_in_a_chain_and_the_report_tells_how(pureebm, image_folder, vq, tmp_path):
+    done = pureebm("purify", image_folder, tmp_path / "a", "--model", vq, "--limit", 4, "--seed", 1, "--json")
+    assert done.code == 0 and done.json["settings"]["stage"]["stage"] == "vq" and done.json["counts"]["purified"] == 4
+    assert f"--chain vq --vq {vq}" in (tmp_path / "a" / "pureebm-report.html").read_text()
+    chained = ["--chain", "vq", "--vq", vq, "--limit", 4, "--seed", 2]  # which draws nothing
+    assert pureebm("purify", image_folder, tmp_path / "b", *chained).code == 0
+    assert manifest(tmp_path / "a") == manifest(tmp_path / "b")
+    assert pureebm("verify", tmp_path / "a").code == 0
+    card = pureebm("models", "info", vq, "--json").json
+    assert card == json.loads((vq / "model.json").read_text()) and card["architecture"] == "vq"
+    assert pureebm("models", "verify", vq, "--json").json["verified"] == {str(vq): card["sha256"]}
+    refused = pureebm("purify", image_folder, tmp_path / "c", "--model", vq, "--steps", 3, "--level", 1, "--json")
+    assert refused.code == 2 and "is an autoencoder: it takes no --steps, --level" in refused.json["error"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -83,6 +109,9 @@ def test_a_ddpm_is_recognized_as_a_model_and_by_models_info(pureebm, image_folde
         (["--chain", "energy", "--steps", "3"], "--steps does not go with --chain"),
         (["--chain", "energy", "--ddpm", "x"], "the chain 'energy' has no ddpm"),
         (["--ddpm", "x"], "--ddpm names the DDPM of a chain"),
+        (["--chain", "energy", "--vq", "x"], "the chain 'energy' has no vq"),
+        (["--vq", "x"], "--vq names the autoencoder of a chain"),
+        (["--chain", "vq", "--vq", "nowhere"], "unknown model 'nowhere': no such file, and the bundled ones are vq-32"),
         (["--chain", "ddpm", "--ddpm", "nowhere"], "no such DDPM: nowhere"),
         (["--chain", "jpeg(0)"], "JPEG quality must be 1 to 100, got 0"),
     ],

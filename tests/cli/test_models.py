@@ -2,16 +2,21 @@
 
 import hashlib
 
+from pureebm.diffusion.weights import DEFAULT_DDPM
+from pureebm.diffusion.weights import bundled_path as bundled_ddpm
 from pureebm.energy.weights import MODELS, bundled_path
+from pureebm.purify.vq import DEFAULT_VQ, bundled_vq
 
 
 def test_list_shows_every_bundled_model_with_the_hash_of_its_file(pureebm):
     done = pureebm("models", "list", "--json")
     assert done.code == 0
     rows = {row["name"]: row for row in done.json["models"]}
-    assert rows.keys() == MODELS.keys()
+    others = {DEFAULT_DDPM: bundled_ddpm(), DEFAULT_VQ: bundled_vq()}
+    paths = {name: bundled_path(name) for name in MODELS} | {n: path for n, path in others.items() if path.is_file()}
+    assert rows.keys() == paths.keys()
     for name, row in rows.items():
-        data = bundled_path(name).read_bytes()
+        data = paths[name].read_bytes()
         assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
         assert len(data) <= 5_000_000
     told = pureebm("models", "list")

@@ -11,11 +11,12 @@ import torch
 from tests.attacks.worlds import TinyNet, textures
 from torch import Tensor
 
-from pureebm.energy.weights import DEFAULT_MODEL, load_model
+from pureebm.energy.weights import DEFAULT_MODEL, load_model, save_model
 from pureebm.errors import InputError
 from pureebm.evaluation import defenses
 from pureebm.evaluation.defenses import NotInstalledError, find_defense
 from pureebm.purify.chains import chain_text
+from pureebm.purify.vq import VQAutoencoder, VQStage, load_vq
 from pureebm.training.classifier import ClassifierConfig, predict, train_classifier
 from pureebm.types import JSON, TrainingDefense
 
@@ -143,6 +144,29 @@ def test_combinations_of_the_paper_are_chains(name: str, text: str, tiny_model: 
     json.dumps(found.settings())
 
 
+@pytest.fixture(scope="module")
+def vq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a very small autoencoder of random weights."""
+    folder = tmp_path_factory.mktemp("vq")
+    save_model(folder / "model.safetensors", VQAutoencoder(8, 1, 16, 4), {})
+    return folder
+
+
+def test_an_autoencoder_is_a_defense_alone_and_in_a_chain(vq: Path, tiny_model: Path) -> None:
+    alone = find_defense(f"vq:model={vq},precision=float32")
+    assert isinstance(alone.stage, VQStage) and alone.seed == 0
+    assert alone.settings() == VQStage(load_vq(vq), precision="float32").settings() | {"seed": 0}
+    chained = find_defense(f"chain:energy > vq; vq={vq},model={tiny_model}")
+    assert chain_text(chained.settings()) == "energy(3) > vq"
+
+
+@pytest.mark.parametrize("name", ["vq", "chain:jpeg(75) > vq"])
+def test_an_autoencoder_that_is_not_there_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defenses, "bundled_vq", lambda: Path("nowhere"))
+    with pytest.raises(NotInstalledError, match=f"^defense not installed: {re.escape(name)}: no autoencoder comes"):
+        find_defense(name)
+
+
 def test_a_chain_without_a_ddpm_needs_none(tiny_model: Path) -> None:
     assert chain_text(find_defense("chain:jpeg(75) > blur(0.7)").settings()) == "jpeg(75) > blur(0.7)"
     assert find_defense(f"chain:filter(25%) > energy; model={tiny_model}").settings()["share"] == 0.25
@@ -152,11 +176,14 @@ def test_a_chain_without_a_ddpm_needs_none(tiny_model: Path) -> None:
     ("name", "message"),
     [
         ("naive-x", "unknown defense 'naive-x'; known: naive-LEVEL, such as naive-75"),
-        ("naive:speed=3", "has no option 'speed'; known: model, ddpm, seed, precision"),
+        ("naive:speed=3", "has no option 'speed'; known: model, ddpm, vq, seed, precision"),
         ("chain:energy > dppm", "position 10: unknown stage 'dppm'"),
         ("chain:jpeg(75); steps", "must be key=value"),
         ("jpg-25", "unknown defense 'jpg-25'; did you mean 'jpeg'. Known: none, jpeg"),
         ("jpeg-25:steps=3", "jpeg-25 takes no options"),
+        ("vq-3", "'vq-3': vq takes no number"),
+        ("vq:seed=3", "vq takes no number, and model and precision as options only"),
+        ("vq:model=nowhere", "unknown model 'nowhere': no such file, and the bundled ones are vq-32"),
         ("jpeg-200", "quality must be 1 to 100"),
         ("pureebm:steps", "must be key=value"),
         ("pureebm:steps=many", "steps must be a number, got 'many'"),

@@ -39,7 +39,8 @@ def build(text: str) -> Chain | Highest | Named | JPEGStage | BlurStage:
     def ddpm(config: DDPMConfig) -> Named:
         return Named("ddpm", level=config.level, ddim=config.ddim)
 
-    return build_chain(parse_chain(text), energy=energy, ddpm=ddpm)  # type: ignore[return-value]
+    vq = Named("vq")
+    return build_chain(parse_chain(text), energy=energy, ddpm=ddpm, vq=lambda: vq)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def build(text: str) -> Chain | Highest | Named | JPEGStage | BlurStage:
         ("energy(auto) > ddpm(75, ddim=10)", [("energy", "auto", None), ("ddpm", "75", 10)]),
         ("2 * (energy > ddpm) > jpeg(9)", [("energy", None, None), ("ddpm", None, None)] * 2 + [("jpeg", "9", None)]),
         ("3*blur(0.7)", [("blur", "0.7", None)] * 3),
+        ("vq > 2*vq", [("vq", None, None)] * 3),
         ("2 * (jpeg(9) > 2 * (energy))", ([("jpeg", "9", None)] + [("energy", None, None)] * 2) * 2),
     ],
 )  # fmt: skip
@@ -74,6 +76,7 @@ def test_a_filter_stands_around_the_whole_chain_in_either_form(text: str) -> Non
         "energy(10) > ddpm(50) > energy(10) > ddpm(50)",
         "ddpm(75, ddim=5)",
         "blur(0.7) > jpeg(75)",
+        "energy(3) > vq",
         "filter(12.5%) > energy(150)",
     ],
 )
@@ -104,6 +107,7 @@ def test_each_repetition_draws_its_own_noise() -> None:
         ("energy ddpm", "position 8: expected '>' and another stage, or the end, found 'ddpm'"),
         ("energy(1.5)", "position 8: expected a whole number, as in energy, energy(STEPS) or"),
         ("jpeg > ddpm", "position 6: expected jpeg(QUALITY), found '>'"),
+        ("vq(3)", "position 3: expected '>' and another stage, or the end, found '('"),
         ("jpeg()", "position 6: expected a whole number, as in jpeg(QUALITY), found ')'"),
         ("(energy > jpeg(75)", "position 19: expected ')', found the end"),
         ("ddpm(75, steps=3)", "position 10: expected ddim=STEPS, found 'steps'"),

@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "score": "Write the energy of every image, highest first.",
         "scan": "Look for what is wrong in an image set; no substitute for purifying.",
         "verify": "Purify random items of a finished target again and compare.",
-        "train": "Train energy models, DDPMs, students and classifiers.",
+        "train": "Train energy models, DDPMs, autoencoders, students and classifiers.",
         "attack": "Write a poisoned copy of a data set, to try defenses on.",
         "bench": "Measure attacks and defenses on small victims.",
         "models": "List, describe and verify the bundled models.",

@@ -23,7 +23,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_models(json_: Json = False) -> None:
     """Name, size, training data and sha256 of every bundled model."""
-    rows = [_row(model) for model in _bundled()] + _bundled_ddpm()
+    rows = [_row(model) for model in _bundled()] + _bundled_others()
     if json_:
         return emit({"default": DEFAULT_MODEL, "models": rows})
     for row in rows:
@@ -54,7 +54,7 @@ def verify(
     """Hash and load models again; exit code 2 where one is not what its card says."""
     from pureebm.energy.weights import MODELS
 
-    every = [*MODELS, *(row["name"] for row in _bundled_ddpm())]
+    every = [*MODELS, *(row["name"] for row in _bundled_others())]
     verified = {name: _load(name).sha256 for name in names or every}
     if json_:
         return emit({"verified": verified})
@@ -107,23 +107,28 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _load(name: str) -> LoadedModel | LoadedDDPM:
-    """An energy, a student, or a DDPM."""
+    """An energy, a student, a DDPM, or an autoencoder."""
     from pureebm.diffusion.weights import DEFAULT_DDPM, is_ddpm, load_ddpm
     from pureebm.energy.weights import load_model
+    from pureebm.purify.vq import is_vq, load_vq
 
+    if is_vq(name):
+        return load_vq(name)
     return load_ddpm(name) if name == DEFAULT_DDPM or is_ddpm(name) else load_model(name)
 
 
-def _bundled_ddpm() -> list[JSON]:
-    """What the card of the bundled DDPM says, if there is one; loading it would need diffusers."""
-    from pureebm.diffusion.weights import DEFAULT_DDPM, bundled_path
+def _bundled_others() -> list[JSON]:
+    """What the cards of the bundled DDPM and autoencoder say, where there are any; a DDPM's network needs diffusers."""
+    from pureebm.diffusion.weights import bundled_path
+    from pureebm.purify.vq import bundled_vq
 
-    path = bundled_path()
-    if not path.is_file():
-        return []
-    card = json.loads(path.with_suffix(".json").read_text())
-    told = {"name": DEFAULT_DDPM, "summary": card["description"], "bytes": path.stat().st_size}
-    return [told | {key: card[key] for key in ("parameters", "data", "sha256")}]
+    rows = []
+    for path in (bundled_path(), bundled_vq()):
+        if path.is_file():
+            card = json.loads(path.with_suffix(".json").read_text())
+            told = {"name": path.stem, "summary": card["description"], "bytes": path.stat().st_size}
+            rows.append(told | {key: card[key] for key in ("parameters", "data", "sha256")})
+    return rows
 
 
 def _bundled() -> list[LoadedModel]:

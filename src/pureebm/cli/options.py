@@ -68,6 +68,10 @@ DDPM = Annotated[
         show_default=False,
     ),
 ]
+VQ = Annotated[
+    str | None,
+    typer.Option("--vq", metavar="FILE|FOLDER|hf:owner/name", help="The autoencoder of a chain.", show_default=False),
+]
 Level = Annotated[
     float | None,
     typer.Option(metavar="X", help="Of a student: noise as a multiple of its teacher's.", show_default=False),
@@ -177,9 +181,7 @@ def model_stage(
     if not isinstance(model.network, Student):
         config = langevin_config(model, **sampler)
         return student.model_stage(model, config, level=level, device=device, precision=precision)
-    given = [f"--{name.replace('_', '-')}" for name, value in sampler.items() if value not in (None, "default")]
-    if given:
-        raise InputError(f"{model.name!r} is a one-pass student: it takes --level, but no {', '.join(given)}")
+    _refuse(model.name, "a one-pass student: it takes --level, but", sampler)
     return student.model_stage(model, level=level, device=device, precision=precision)
 
 
@@ -188,6 +190,7 @@ def purifier(
     *,
     chain: str | None = None,
     ddpm: str | None = None,
+    vq: str | None = None,
     level: float | None = None,
     device: str,
     precision: str,
@@ -196,7 +199,7 @@ def purifier(
     """What `pureebm purify` does to images: a chain, or a single model by its name, which may be a DDPM on disk.
 
     Args:
-        model: the energy or student, alone or in the chain; or a DDPM, alone.
+        model: the energy or student, alone or in the chain; or a DDPM or an autoencoder, alone.
         level, sampler: as of `model_stage`; they hold for each energy of a chain.
 
     Raises:
@@ -205,12 +208,18 @@ def purifier(
     from pureebm.diffusion.weights import DEFAULT_DDPM, is_ddpm, load_ddpm
     from pureebm.energy.weights import load_model
     from pureebm.purify.chains import build_chain, ddpm_stage, parse_chain
+    from pureebm.purify.vq import DEFAULT_VQ, VQStage, is_vq, load_vq
 
     steps: str | None = sampler.pop("steps", None)
     ours: JSON = {"level": level, "device": device, "precision": precision, **sampler}
     if chain is None:
         if ddpm is not None:
             raise InputError("--ddpm names the DDPM of a chain: say where, such as --chain 'energy > ddpm(75)'")
+        if vq is not None:
+            raise InputError("--vq names the autoencoder of a chain: say where, such as --chain 'energy > vq'")
+        if is_vq(model):
+            _refuse(model, "an autoencoder: it takes", {"steps": steps, "level": level, **sampler})
+            return VQStage(load_vq(model, device), device=device, precision=precision)
         if is_ddpm(model):
             return _ddpm_alone(model, steps, {"level": level, **sampler}, device=device, precision=precision)
         return model_stage(load_model(model, device=device), steps=steps, **ours)
@@ -221,6 +230,8 @@ def purifier(
     diffusion = load_ddpm(ddpm or DEFAULT_DDPM, device) if recipe.uses("ddpm") else None
     if ddpm is not None and diffusion is None:
         raise InputError(f"--ddpm {ddpm}: the chain {chain!r} has no ddpm")
+    if vq is not None and not recipe.uses("vq"):
+        raise InputError(f"--vq {vq}: the chain {chain!r} has no vq")
 
     def make_energy(number: str | None) -> Stage:
         assert energy is not None
@@ -230,7 +241,10 @@ def purifier(
         assert diffusion is not None
         return ddpm_stage(diffusion, config, device=device, precision=precision)
 
-    return build_chain(recipe, energy=make_energy, ddpm=make_ddpm)
+    def make_vq() -> Stage:
+        return VQStage(load_vq(vq or DEFAULT_VQ, device), device=device, precision=precision)
+
+    return build_chain(recipe, energy=make_energy, ddpm=make_ddpm, vq=make_vq)
 
 
 def _ddpm_alone(name: str, steps: str | None, others: JSON, *, device: str, precision: str) -> Stage:
@@ -239,12 +253,17 @@ def _ddpm_alone(name: str, steps: str | None, others: JSON, *, device: str, prec
     from pureebm.diffusion.weights import load_ddpm
     from pureebm.purify.chains import ddpm_stage
 
-    given = [f"--{key.replace('_', '-')}" for key, value in others.items() if value not in (None, "default")]
-    if given:
-        raise InputError(f"{name!r} is a DDPM: it takes --steps, its level of noise, but no {', '.join(given)}")
+    _refuse(name, "a DDPM: it takes --steps, its level of noise, but", others)
     number = None if steps is None else _whole_number("--steps", steps, least=1, instead="the level of noise")
     config = DDPMConfig() if number is None else DDPMConfig(level=number)
     return ddpm_stage(load_ddpm(name, device), config, device=device, precision=precision)
+
+
+def _refuse(name: str, what: str, options: JSON) -> None:
+    """Raise `InputError` if one of the options is given that this kind of model does not have."""
+    given = [f"--{key.replace('_', '-')}" for key, value in options.items() if value not in (None, "default")]
+    if given:
+        raise InputError(f"{name!r} is {what} no {', '.join(given)}")
 
 
 def langevin_stage(model: LoadedModel, config: LangevinConfig, *, device: str, precision: str) -> LangevinStage:

@@ -30,6 +30,7 @@ def purify(
     model: options.Model = DEFAULT_MODEL,
     chain: options.Chain = None,
     ddpm: options.DDPM = None,
+    vq: options.VQ = None,
     steps: options.Steps = None,
     step_size: options.StepSize = None,
     temperature: options.Temperature = None,
@@ -64,7 +65,9 @@ def purify(
 
     config = JobConfig(seed=seed, limit=limit, on_error=on_error, shard=part, overwrite=overwrite, batch_size=batch)
     chosen = {"sampler": sampler, "steps": steps, "step_size": step_size, "temperature": temperature, "noise": noise}
-    stage = options.purifier(model, chain=chain, ddpm=ddpm, level=level, device=place, precision=precision, **chosen)
+    stage = options.purifier(
+        model, chain=chain, ddpm=ddpm, vq=vq, level=level, device=place, precision=precision, **chosen
+    )
     url = as_url(target)
     if dry_run:
         planned = plan_to_url(source, url, stage, config) if url else plan(source, target, stage, config)

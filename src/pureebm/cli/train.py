@@ -27,14 +27,14 @@ from pureebm.cli.options import (
 )
 from pureebm.cli.progress import stop_on_signals
 from pureebm.errors import InputError
-from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings
+from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings, VQSettings
 
 if TYPE_CHECKING:
     from pureebm.training.runtime import Runtime
     from pureebm.training.workers import Workers
     from pureebm.types import JSON
 
-app = typer.Typer(help="Train energy models, DDPMs, students and classifiers.", no_args_is_help=True)
+app = typer.Typer(help="Train energy models, DDPMs, autoencoders, students and classifiers.", no_args_is_help=True)
 
 
 Out = Annotated[Path, typer.Option(help="The run's folder; one that exists is continued.", show_default=False)]
@@ -170,6 +170,29 @@ def _ddpm(
         done(train_ddpm(source, out, chosen, holdout=holdout, runtime=runtime))
 
 
+def _vq(
+    source: Source,
+    out: Out,
+    holdout: Holdout = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a vector-quantized autoencoder that purifies in one pass: a baseline.
+
+    OUT/model.safetensors and its card stand there from the first validation on: `pureebm purify --model OUT` takes it.
+    """
+    use_threads(threads)
+    from pureebm.training.vq import train_vq
+
+    chosen = VQSettings(**settings)
+    with _running(_workers(device, False), out, checkpoint_minutes, overwrite, json_) as (runtime, done):
+        done(train_vq(source, out, chosen, holdout=holdout, runtime=runtime))
+
+
 def _with_settings(command: Any, settings: Any) -> Any:
     """`command` with an option for every field of a settings class in place of its `**settings`."""
     hints = get_type_hints(settings, include_extras=True)
@@ -281,4 +304,5 @@ def _classifier(
 
 app.command("energy")(_with_settings(_energy, EnergySettings))
 app.command("ddpm")(_with_settings(_ddpm, DDPMSettings))
+app.command("vq")(_with_settings(_vq, VQSettings))
 app.command("student")(_with_settings(_student, StudentSettings))

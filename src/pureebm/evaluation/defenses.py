@@ -8,10 +8,11 @@
                                   sampler=NAME for the one on another model's card
     pureebm:model=FILE,level=1.2  a one-pass student; level of its noise, seed and precision beside
     ddpm  ddpm-125:ddim=10        PureGen-DDPM, to that level of noise; ddpm=FILE names its weights
+    vq  vq:model=FILE             a vector-quantized autoencoder, one pass; precision beside
     naive  naive-75:energy=150    energy > ddpm, as PureGen's Naive; model=FILE and ddpm=FILE beside
     reps  reps-50:times=5         5 * (energy > ddpm), PureGen's Reps; energy steps: a fifteenth of the model's own
     filt  filt-125:share=50       filter(50%) > ddpm, PureGen's Filt
-    chain:TEXT; model=FILE        any chain, as `purify.chains` reads it; model, ddpm, seed and precision beside
+    chain:TEXT; model=FILE        any chain, as `purify.chains` reads it; model, ddpm, vq, seed and precision beside
     epic-0.1                      EPIC with that share of medoids, on PureGen's schedule
     epic-0.1:preset=short         on the schedule of short trainings; any field of `epic.Config` beside
     friends-b  friends-gaussian   FRIENDS with Bernoulli or Gaussian noise; presets and fields as above
@@ -39,6 +40,7 @@ from pureebm.errors import InputError
 from pureebm.purify.baselines import baseline
 from pureebm.purify.chains import build_chain, ddpm_stage, parse_chain
 from pureebm.purify.student import model_stage
+from pureebm.purify.vq import DEFAULT_VQ, VQStage, bundled_vq, load_vq
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON, Stage, TrainingDefense
 
@@ -265,9 +267,10 @@ def _chained(asked: Asked, text: str, model: LoadedModel, options: dict[str, str
     recipe = parse_chain(text)
     precision = options.pop("precision", asked.precision)
     seed = _number(asked.name, "seed", options.pop("seed", "0"), int)
-    weights = options.pop("ddpm", DEFAULT_DDPM)
+    weights, autoencoder = options.pop("ddpm", DEFAULT_DDPM), options.pop("vq", DEFAULT_VQ)
     if options:
-        raise InputError(f"defense {asked.name!r} has no option {min(options)!r}; known: model, ddpm, seed, precision")
+        known = "model, ddpm, vq, seed, precision"
+        raise InputError(f"defense {asked.name!r} has no option {min(options)!r}; known: {known}")
     diffusion = _diffusion(asked, weights) if recipe.uses("ddpm") else None
 
     def energy(steps: str | None) -> Stage:
@@ -278,13 +281,32 @@ def _chained(asked: Asked, text: str, model: LoadedModel, options: dict[str, str
         assert diffusion is not None
         return ddpm_stage(diffusion, config, device=asked.device, precision=precision)
 
-    return Defense(asked.name, build_chain(recipe, energy=energy, ddpm=ddpm), seed)
+    def vq() -> Stage:
+        return _autoencoder(asked, autoencoder, precision)
+
+    return Defense(asked.name, build_chain(recipe, energy=energy, ddpm=ddpm, vq=vq), seed)
 
 
 def _diffusion(asked: Asked, weights: str) -> LoadedDDPM:
     if weights == DEFAULT_DDPM and not bundled_path().is_file():
         raise NotInstalledError(f"defense not installed: {asked.name}: no DDPM comes with this version; add ddpm=FILE")
     return load_ddpm(weights, asked.device)
+
+
+def _vq(asked: Asked) -> Defense:
+    options = dict(asked.options)
+    weights, precision = options.pop("model", DEFAULT_VQ), options.pop("precision", asked.precision)
+    if options or asked.head != "vq":
+        raise InputError(f"defense {asked.name!r}: vq takes no number, and model and precision as options only")
+    return Defense(asked.name, _autoencoder(asked, weights, precision))
+
+
+def _autoencoder(asked: Asked, weights: str, precision: str) -> VQStage:
+    if weights == DEFAULT_VQ and not bundled_vq().is_file():
+        raise NotInstalledError(
+            f"defense not installed: {asked.name}: no autoencoder comes with this version; name one"
+        )
+    return VQStage(load_vq(weights, asked.device), device=asked.device, precision=precision)
 
 
 MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
@@ -294,6 +316,7 @@ MAKERS: Mapping[str, Callable[[Asked], Defense]] = MappingProxyType(
         "blur": _simple,
         "pureebm": _pureebm,
         "ddpm": _combined,
+        "vq": _vq,
         "epic": _epic,
         "friends": _friends,
         "spectral": _detector,

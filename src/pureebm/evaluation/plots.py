@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pureebm.evaluation.tables import Row
 
 OURS, INK, SOFT = "#1f6f8b", "#1b1f24", "#8a939c"
-COLORS = {"none": "#b3261e", "pureebm": OURS, "jpeg": "#c98a1b", "blur": "#7b5ea7", "ddpm": "#3c8d5a"}
+COLORS = {"none": "#b3261e", "pureebm": OURS, "jpeg": "#c98a1b", "blur": "#7b5ea7", "ddpm": "#3c8d5a", "vq": "#a0567b"}
 MARKERS = "osD^vP*X<>"
 ENERGY_COLORS = {"clean": "#5b6570", "poisoned": "#b3261e", "purified": OURS}
 

@@ -3,7 +3,7 @@
     chain  =  step {">" step}
     step   =  [COUNT "*"] (stage | "(" chain ")")
     stage  =  energy | energy(STEPS) | energy(auto) | ddpm | ddpm(LEVEL) | ddpm(LEVEL, ddim=STEPS) | jpeg(QUALITY)
-              | blur(SIGMA)
+              | blur(SIGMA) | vq
 
 The whole may be "filter(SHARE%) > chain" or, which is the same, "highest(SHARE%, chain)": only so many of the images,
 those of highest energy, go through the chain. Naive, Reps and Filt of arXiv 2405.18627 are the three texts above.
@@ -33,6 +33,7 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "ddpm": "ddpm, ddpm(LEVEL) or ddpm(LEVEL, ddim=STEPS)",
         "jpeg": "jpeg(QUALITY)",
         "blur": "blur(SIGMA)",
+        "vq": "vq",
     }
 )
 """Name -> how it is written."""
@@ -72,12 +73,19 @@ def parse_chain(text: str) -> Recipe:
     return _Parser(text).recipe()
 
 
-def build_chain(recipe: Recipe, *, energy: Callable[[str | None], Stage], ddpm: Callable[[DDPMConfig], Stage]) -> Stage:
+def build_chain(
+    recipe: Recipe,
+    *,
+    energy: Callable[[str | None], Stage],
+    ddpm: Callable[[DDPMConfig], Stage],
+    vq: Callable[[], Stage],
+) -> Stage:
     """The purifier of a recipe.
 
     Args:
         energy: makes the stage of an energy, given its number of updates ("150", "auto", None: its own).
         ddpm: makes the stage of a DDPM.
+        vq: makes that of an autoencoder.
 
     Raises:
         InputError: a number out of range, or what the makers raise.
@@ -85,7 +93,7 @@ def build_chain(recipe: Recipe, *, energy: Callable[[str | None], Stage], ddpm: 
     made: dict[Link, Stage] = {}
     for link in recipe.links:
         if link not in made:
-            made[link] = _stage(link, energy, ddpm)
+            made[link] = _stage(link, energy, ddpm, vq)
     stages = [made[link] for link in recipe.links]
     stage = stages[0] if len(stages) == 1 else Chain(stages)
     return stage if recipe.share is None else Highest(stage, recipe.share, by=energy(None))
@@ -116,7 +124,7 @@ def chain_text(settings: JSON) -> str | None:
     if kind in plain:
         name, number = plain[kind]
         return f"{name}({settings[number]})"
-    return "energy" if kind == "student" else None
+    return {"student": "energy", "vq": "vq"}.get(str(kind))
 
 
 def leaves(settings: JSON) -> Iterator[JSON]:
@@ -128,9 +136,13 @@ def leaves(settings: JSON) -> Iterator[JSON]:
         yield from leaves(stage)
 
 
-def _stage(link: Link, energy: Callable[[str | None], Stage], ddpm: Callable[[DDPMConfig], Stage]) -> Stage:
+def _stage(
+    link: Link, energy: Callable[[str | None], Stage], ddpm: Callable[[DDPMConfig], Stage], vq: Callable[[], Stage]
+) -> Stage:
     if link.stage == "energy":
         return energy(link.number)
+    if link.stage == "vq":
+        return vq()
     if link.stage == "ddpm":
         return ddpm(DDPMConfig(level=int(link.number or PAPER_LEVEL), ddim=link.ddim))
     assert link.number is not None
@@ -208,7 +220,7 @@ class _Parser:
             raise self._error(f"unknown stage {token.text!r}{hint} Known: {known}")
         name = self._next().text
         number, ddim = None, None
-        if self._accept("("):
+        if name != "vq" and self._accept("("):
             number = self._number(name)
             if name == "ddpm" and self._accept(","):
                 if self._next_if("ddim") is None:

@@ -21,13 +21,14 @@ from pureebm.purify.baselines import BlurStage, JPEGStage
 from pureebm.purify.chains import MAX_LINKS
 from pureebm.purify.stages import Chain, LangevinStage
 from pureebm.purify.student import StudentStage
+from pureebm.purify.vq import VQStage, load_vq
 from pureebm.sampling.langevin import LangevinConfig
 from pureebm.types import JSON, Stage
 
 MOST = 1e6
 """No number of a stage is larger: a damaged record must not make a run that never ends."""
 
-KINDS = ("langevin", "student", "ddpm", "jpeg", "blur", "chain", "highest")
+KINDS = ("langevin", "student", "ddpm", "vq", "jpeg", "blur", "chain", "highest")
 
 Config = TypeVar("Config", LangevinConfig, DDPMConfig)
 
@@ -51,6 +52,8 @@ def stage_of(told: JSON, *, model: str | None = None, device: str | None = None)
             return _student(told, model, device)
         case "ddpm":
             return _ddpm(told, device)
+        case "vq":
+            return _vq(told, device)
         case "jpeg":
             return JPEGStage(int(_number(told, "quality", whole=True)))
         case "blur":
@@ -99,6 +102,12 @@ def _ddpm(told: JSON, device: str | None) -> DDPMStage:
     place = _device(told, device)
     loaded = _loaded(load_ddpm, _object(told, "model"), None, place, "")
     return DDPMStage(loaded, _config(DDPMConfig, told), device=place, precision=_text(told, "precision"))
+
+
+def _vq(told: JSON, device: str | None) -> VQStage:
+    place = _device(told, device)
+    loaded = _loaded(load_vq, _object(told, "model"), None, place, "")
+    return VQStage(loaded, device=place, precision=_text(told, "precision"))
 
 
 def _loaded(load: Any, recorded: JSON, given: str | None, device: str, option: str) -> Any:

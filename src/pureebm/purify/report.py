@@ -260,19 +260,21 @@ def command(settings: JSON) -> str:
     A schedule has no flags: it comes with the model, and a constant step size would replace it.
     """
     whole, stage = settings["stage"], settings["stage"]
-    model, ddpm = find(whole, "model") or {}, None
+    model = find(whole, "model") or {}
+    others: JSON = {}
     chain = None if whole.get("stage") in ("langevin", "student") else chain_text(whole)
     if chain is not None:
         parts = list(leaves(whole))
         stage = next((part for part in parts if part["stage"] in ("langevin", "student")), {})
         model = stage.get("model") or whole.get("by", {}).get("model") or {}
-        ddpm = next((part["model"]["name"] for part in parts if part["stage"] == "ddpm"), None)
+        others = {part["stage"]: part["model"]["name"] for part in parts if part["stage"] in ("ddpm", "vq")}
     scheduled = any(stage.get(name) for name in ("step_size_end", "temperature_end", "initial_noise"))
     constant: JSON = {} if scheduled else stage
     flags: list[tuple[str, Any]] = [
         ("--chain", chain),
         ("--model", model.get("name")),
-        ("--ddpm", ddpm),
+        ("--ddpm", others.get("ddpm")),
+        ("--vq", others.get("vq")),
         ("--steps", stage.get("n_steps") if chain is None else None),
         ("--step-size", constant.get("step_size")),
         ("--temperature", constant.get("temperature")),

@@ -24,7 +24,7 @@ from pureebm.training.checkpoints import checkpoints, load_checkpoint, save_chec
 from pureebm.training.images import load_images
 from pureebm.training.runtime import Runtime
 from pureebm.training.scalars import ScalarLog
-from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings
+from pureebm.training.settings import Settings
 from pureebm.training.stepper import Phase, Stepper
 from pureebm.training.watchdog import check_parameters
 from pureebm.types import JSON
@@ -50,7 +50,7 @@ class Run(ABC):
         self,
         source: Path,
         out: Path,
-        settings: EnergySettings | StudentSettings | DDPMSettings,
+        settings: Settings,
         holdout: Path | None,
         runtime: Runtime,
     ) -> None:

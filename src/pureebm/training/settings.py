@@ -1,6 +1,7 @@
-"""What can be set about the training of an energy, a DDPM or a student: frozen dataclasses, for the command line too.
+"""What can be set about the training of an energy, a DDPM, an autoencoder or a student: frozen dataclasses.
 
-The text beside a field is its `--help`. No torch here, so that showing the help stays fast.
+They are options of the command line too: the text beside a field is its `--help`. No torch here, so that showing the
+help stays fast.
 """
 
 from __future__ import annotations
@@ -239,3 +240,54 @@ class DDPMSettings:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {name: value for name, value in defaults.items() if values[name] is None}
         return DDPMSettings(**{**values, **missing})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VQSettings:
+    """Network, codes and optimizer of the training of a vector-quantized autoencoder."""
+
+    width: Annotated[int, "channels of encoder and decoder"] = 96
+    layers: Annotated[int, "residual blocks of each of them"] = 2
+    n_codes: Annotated[int, "number of codes"] = 512
+    code_dim: Annotated[int, "length of a code"] = 32
+    halvings: Annotated[int, "the grid of codes has 1 / 2^N of the resolution"] = 1
+    commitment: Annotated[float, "weight of the distance of what is encoded to its code"] = 0.25
+    code_decay: Annotated[float, "decay of the running averages that are the codes"] = 0.99
+    size: Annotated[int, "side in pixels that every image is brought to"] = 32
+    batch: Annotated[int, "images a step"] = 32
+    steps: Annotated[int, "steps of the training"] = 8_000
+    minutes: Annotated[
+        float | None, "instead of --steps: as many steps as fit, by the speed measured at the start; then fixed"
+    ] = None
+    lr: Annotated[float, "largest learning rate; it falls to 0 as a cosine"] = 1e-3
+    lr_warmup: Annotated[int, "steps over which the rate grows at the start"] = 100
+    grad_clip: Annotated[float, "largest gradient norm; 0 is none"] = 1.0
+    ema: Annotated[float, "decay of the running average of the weights"] = 0.998
+    precision: Annotated[
+        Literal["float32", "bfloat16"], "of the products in the network; weights, sums and codes stay float32"
+    ] = "float32"
+    augment: Annotated[Literal["flip", "none"], "random change of a training image"] = "flip"
+    seed: Annotated[int, "fixes every draw"] = 0
+    validate_every: Annotated[int | None, "steps between validations (default: 10 in all)"] = None
+    validation_images: Annotated[int, "held-out images that a validation rebuilds"] = 512
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "n_codes", "code_dim", "halvings", "batch", "steps", "validation_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("commitment", "grad_clip", "lr_warmup"):
+            if not 0 <= getattr(self, name) < float("inf"):  # also catches NaN
+                raise InputError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        for name in ("minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        for name in ("ema", "code_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
+        if self.size < 16 or self.size % 2**self.halvings:
+            raise InputError(f"size must be a multiple of {2**self.halvings} and at least 16, got {self.size}")
+
+
+Settings = EnergySettings | StudentSettings | DDPMSettings | VQSettings
+"""Of any training that is a `pureebm.training.run.Run`."""

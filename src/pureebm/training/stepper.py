@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pureebm.data.ranges import to_pm1
 from pureebm.training.images import Images
-from pureebm.training.settings import DDPMSettings, EnergySettings, StudentSettings
+from pureebm.training.settings import EnergySettings, Settings
 from pureebm.training.watchdog import Watchdog
 from pureebm.training.workers import Workers
 from pureebm.types import JSON
@@ -29,12 +29,12 @@ _MULTISTEP = (40 / 120, 75 / 120, 100 / 120)  # of all steps: where the authors'
 class Phase:
     """Steps `start` .. `stop` - 1 of a run: which loss they minimise and from which rate."""
 
-    name: str  # "warm", "dsm", "mle", "student" or "ddpm"
+    name: str  # "warm", "dsm", "mle", "student", "ddpm" or "vq"
     start: int
     stop: int
     lr: float
 
-    def rate(self, step: int, settings: EnergySettings | StudentSettings | DDPMSettings) -> float:
+    def rate(self, step: int, settings: Settings) -> float:
         """The learning rate at `step`."""
         done = step - self.start
         share = done / (self.stop - self.start)
@@ -70,7 +70,7 @@ class Stepper(ABC):
 
     def __init__(
         self,
-        settings: EnergySettings | StudentSettings | DDPMSettings,
+        settings: Settings,
         network: nn.Module,
         images: Images,
         workers: Workers,
