@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,10 +89,31 @@ def test_every_bundled_model_is_there_small_and_intact() -> None:
         assert card["sampler"] if name != STUDENT else card["teacher"]["sampler"]
 
 
-@pytest.mark.parametrize("config", [float("nan"), None, [], {"widths": {"": {}}}, {"widths": [2], "blocks": [10**30]}])
+CONFIGS = [
+    float("nan"),
+    None,
+    [],
+    {"widths": {"": {}}},
+    {"widths": [2], "blocks": [10**30]},
+    {"widths": [2] * 9000, "blocks": [1] * 9000},
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_a_card_whose_config_is_damaged_is_refused_in_words(tmp_path: Path, config: object) -> None:
     path = tmp_path / "model.safetensors"
     card = save_model(path, LocalEnergy((2,), (1,)), {})
     path.with_suffix(".json").write_text(json.dumps(card | {"config": config}))
     with pytest.raises(ModelError, match="its card's config"):
         load_model(path)
+
+
+def test_a_card_that_asks_for_much_more_than_the_weights_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    card = save_model(path, LocalEnergy((2,), (1,)), {})
+    config = {"widths": [4096, 4096, 4096], "blocks": [8, 8, 8]}  # 30 GB and more
+    path.with_suffix(".json").write_text(json.dumps(card | {"config": card["config"] | config}))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2); "
+    code = f"{limit}from pureebm.energy.weights import load_model; load_model({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "ModelError" in done.stderr and "tensors do not fit 'local'" in done.stderr
