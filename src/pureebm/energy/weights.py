@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -87,21 +88,39 @@ def load_model(name: str | Path, device: torch.device | str = "cpu") -> LoadedMo
     Raises:
         ModelError: unknown name, missing file, wrong hash, names or shapes, or a hub out of reach.
     """
+    return load_of(ARCHITECTURES, {bundled: bundled_path(bundled) for bundled in MODELS}, name, device)
+
+
+def load_of(
+    architectures: Mapping[str, type[nn.Module]],
+    bundled: Mapping[str, Path],
+    name: str | Path,
+    device: torch.device | str = "cpu",
+) -> LoadedModel:
+    """As `load_model`, of other architectures and bundled files: name -> its class or file."""
     text = str(name)
+    path = bundled.get(text, Path(text))
     if text.startswith("hf:"):
-        return _load(_from_hub(text.removeprefix("hf:")), text, device)
-    if text in MODELS:
-        return _load(bundled_path(text), text, device)
-    if Path(text).is_dir():
-        if not (Path(text) / WEIGHTS_NAME).is_file():
+        path = _from_hub(text.removeprefix("hf:"))
+    elif path.is_dir():
+        path /= WEIGHTS_NAME
+        if not path.is_file():
             raise ModelError(f"the folder {text} is no model: it holds no {WEIGHTS_NAME}")
-        return _load(Path(text) / WEIGHTS_NAME, text, device)
-    if not Path(text).is_file():
-        raise ModelError(f"unknown model {text!r}: no such file, and the bundled ones are {', '.join(MODELS)}")
-    return _load(Path(text), text, device)
+    elif not path.is_file():
+        raise ModelError(f"unknown model {text!r}: no such file, and the bundled ones are {', '.join(bundled)}")
+    return _load(path, text, device, architectures)
 
 
-def save_model(path: Path, network: SNGANEnergy | LocalEnergy | Student, card: JSON) -> JSON:
+class Network(Protocol):
+    """A network that says how it is made again."""
+
+    architecture: ClassVar[str]
+    config: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def save_model(path: Path, network: Network, card: JSON) -> JSON:
     """Write weights to `path` and the card, completed by what rebuilds and checks them, beside it; return the card."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     data = save(tensors, metadata={"format": "pt"})
@@ -118,56 +137,13 @@ def save_model(path: Path, network: SNGANEnergy | LocalEnergy | Student, card: J
     return card
 
 
-def _load(path: Path, name: str, device: torch.device | str) -> LoadedModel:
-    data = path.read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    card = _read_card(path, tensors)
-    if card.get("sha256", sha256) != sha256:
-        raise ModelError(f"{path}: sha256 is {sha256}, its card says {card['sha256']}; the file is damaged or replaced")
-    network = build(card, tensors, path)
-    network.eval().requires_grad_(False).to(device)
-    return LoadedModel(name, network, card, sha256)
+def card_beside(name: str | Path) -> JSON:
+    """The card of a weights file, or of the one in a folder; {} where there is none. Reads no weights.
 
-
-def _largest(value: object) -> float:
-    """Of all numbers in a piece of JSON; 0 where there is none."""
-    if isinstance(value, dict | list):
-        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0.0)
-    return abs(value) if isinstance(value, int | float) else 0.0
-
-
-def build(card: JSON, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """The network that a card describes, filled with `tensors`; every name and shape must fit."""
-    architecture = str(card.get("architecture"))
-    if architecture not in ARCHITECTURES:
-        raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    config = card.get("config", {})
-    if _largest(config) > LARGEST_SIZE:
-        raise ModelError(f"{path}: its card's config holds numbers above {LARGEST_SIZE:,}: damaged")
-    try:
-        network = ARCHITECTURES[architecture](**config)
-    except (TypeError, ValueError, LookupError) as error:
-        raise ModelError(f"{path}: its card's config does not fit {architecture!r}: {error}") from error
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    if expected != found:
-        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-        key = wrong[0]
-        raise ModelError(
-            f"{path}: {len(wrong)} tensors do not fit {architecture!r}; the first is {key!r}: "
-            f"expected {expected.get(key, 'none')}, found {found.get(key, 'none')}"
-        )
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise ModelError(f"{path} holds weights that are not finite")
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return network
-
-
-def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
+    Raises:
+        ModelError: it is damaged.
+    """
+    path = Path(name) / WEIGHTS_NAME if Path(name).is_dir() else Path(name)
     for card_path in (path.with_suffix(".json"), path.with_name(CARD_NAME)):
         if not card_path.is_file():
             continue
@@ -179,6 +155,82 @@ def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
             raise ModelError(f"{card_path} is not a JSON card: it holds no object")
         if "architecture" in card:
             return card
+    return {}
+
+
+def _load(
+    path: Path, name: str, device: torch.device | str, architectures: Mapping[str, type[nn.Module]]
+) -> LoadedModel:
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    card = _read_card(path, tensors)
+    if card.get("sha256", sha256) != sha256:
+        raise ModelError(f"{path}: sha256 is {sha256}, its card says {card['sha256']}; the file is damaged or replaced")
+    network = build(card, tensors, path, architectures)
+    network.eval().requires_grad_(False).to(device)
+    return LoadedModel(name, network, card, sha256)
+
+
+def _is_modest(config: object) -> bool:
+    """Whether the sizes in a piece of JSON could be those of a network."""
+    try:
+        sizes = list(_numbers(config))
+    except RecursionError:
+        return False
+    return max(sizes, default=0) <= LARGEST_SIZE and sum(sizes) <= 4 * LARGEST_SIZE
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """The sizes of all numbers in a piece of JSON."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield abs(value)
+
+
+def build(
+    card: JSON,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    architectures: Mapping[str, type[nn.Module]] = ARCHITECTURES,
+) -> nn.Module:
+    """The network that a card describes, filled with `tensors`; every name and shape must fit."""
+    architecture = str(card.get("architecture"))
+    if architecture not in architectures:
+        raise ModelError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(architectures)}")
+    config = card.get("config", {})
+    if not _is_modest(config):
+        raise ModelError(f"{path}: its card's config holds too many numbers, or any above {LARGEST_SIZE:,}: damaged")
+    try:
+        with torch.device("meta"):  # what a damaged card asks for takes no memory
+            outline = architectures[architecture](**config)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ModelError(f"{path}: its card's config does not fit {architecture!r}: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in outline.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if expected != found:
+        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        key = wrong[0]
+        raise ModelError(
+            f"{path}: {len(wrong)} tensors do not fit {architecture!r}; the first is {key!r}: "
+            f"expected {expected.get(key, 'none')}, found {found.get(key, 'none')}"
+        )
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise ModelError(f"{path} holds weights that are not finite")
+    network = architectures[architecture](**config)
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return network
+
+
+def _read_card(path: Path, tensors: Mapping[str, Tensor]) -> JSON:
+    card = card_beside(path)
+    if card:
+        return card
     if "block1.c1.weight" in tensors:  # the authors' release, which has no card of ours
         return {"architecture": "sngan", "config": {"width": tensors["block1.c1.weight"].shape[0]}, "sampler": {}}
     raise ModelError(f"{path} has no card {path.with_suffix('.json').name} beside it, and is not the authors' network")
