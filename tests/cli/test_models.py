@@ -1,6 +1,7 @@
 """`pureebm models`."""
 
 import hashlib
+from importlib.util import find_spec
 
 from pureebm.diffusion.weights import DEFAULT_DDPM
 from pureebm.diffusion.weights import bundled_path as bundled_ddpm
@@ -40,3 +41,15 @@ def test_verify_is_two_for_a_file_that_its_card_does_not_know(pureebm, tiny_mode
     done = pureebm("models", "verify", tmp_path / "bent.safetensors", "--json")
     assert done.code == done.json["exit_code"] == 2
     assert "sha256" in done.json["error"]
+
+
+def test_the_bundled_ddpm_is_verified_and_shown_without_its_library_and_purifies_by_its_name(
+    pureebm, image_folder, tmp_path, monkeypatch
+):
+    done = pureebm("purify", image_folder, tmp_path / "out", "--model", "ddpm-32", "--steps", 1, "--limit", 2, "--json")
+    assert done.code == 0 and done.json["settings"]["stage"]["model"]["name"] == "ddpm-32"
+    found = find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "diffusers" else found(name))
+    monkeypatch.setattr("pureebm.diffusion.weights.build_unet", None)
+    sha256 = pureebm("models", "info", "ddpm-32", "--json").json["sha256"]
+    assert pureebm("models", "verify", "--json").json["verified"]["ddpm-32"] == sha256

@@ -23,7 +23,14 @@ def test_a_sound_machine_has_no_failed_check_and_tells_what_it_is() -> None:
     found = examine()
     assert failed(found) == set() and found.to_json()["healthy"]
     names = {check.name for check in found.checks}
-    assert {"files", "noise", f"model {DEFAULT_MODEL}", "one image, one result"} <= names
+    assert {
+        "files",
+        "noise",
+        f"model {DEFAULT_MODEL}",
+        "model ddpm-32",
+        "model vq-32",
+        "one image, one result",
+    } <= names
     assert {f"exact engine, {DEFAULT_MODEL}", f"bfloat16, {DEFAULT_MODEL}", "exact engine, paper's network"} <= names
     assert {f"extra {name}" for name in extras()} <= names and "dev" not in extras()
     assert found.environment["versions"]["torch"] == torch.__version__

@@ -13,7 +13,7 @@ from pureebm.cli.options import DEFAULT_MODEL, Json, emit, say
 from pureebm.errors import InputError
 
 if TYPE_CHECKING:
-    from pureebm.diffusion.weights import LoadedDDPM
+    from pureebm.diffusion.weights import LoadedDDPM, StoredDDPM
     from pureebm.energy.weights import LoadedModel
     from pureebm.types import JSON
 
@@ -106,15 +106,19 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _load(name: str) -> LoadedModel | LoadedDDPM:
-    """An energy, a student, a DDPM, or an autoencoder."""
-    from pureebm.diffusion.weights import DEFAULT_DDPM, is_ddpm, load_ddpm
+def _load(name: str) -> LoadedModel | LoadedDDPM | StoredDDPM:
+    """An energy, a student, a DDPM, or an autoencoder; of a DDPM without diffusers, no network."""
+    from importlib.util import find_spec
+
+    from pureebm.diffusion.weights import is_ddpm, load_ddpm, read_ddpm
     from pureebm.energy.weights import load_model
     from pureebm.purify.vq import is_vq, load_vq
 
     if is_vq(name):
         return load_vq(name)
-    return load_ddpm(name) if name == DEFAULT_DDPM or is_ddpm(name) else load_model(name)
+    if is_ddpm(name):
+        return load_ddpm(name) if find_spec("diffusers") else read_ddpm(name)
+    return load_model(name)
 
 
 def _bundled_others() -> list[JSON]:

@@ -153,7 +153,10 @@ def bundled_path(name: str = DEFAULT_DDPM) -> Path:
 
 
 def is_ddpm(name: str | Path) -> bool:
-    """Whether a file or folder on disk is one of ours or of diffusers, by its card or config alone."""
+    """Whether a name is the bundled one, or that of a file or folder on disk of ours or of diffusers, by its card or
+    config alone."""
+    if str(name) == DEFAULT_DDPM and not Path(name).exists():
+        return bundled_path().is_file()
     try:
         _, config, card = _find(Path(name))
     except (InputError, OSError):
@@ -161,13 +164,23 @@ def is_ddpm(name: str | Path) -> bool:
     return card.get("architecture") == ARCHITECTURE or config.get("_class_name") == "UNet2DModel"
 
 
-def load_ddpm(name: str | Path, device: torch.device | str = "cpu") -> LoadedDDPM:
-    """Load a bundled name, a file, a folder, or `hf:owner/name`.
+@dataclass(frozen=True, slots=True)
+class StoredDDPM:
+    """What was read of a DDPM's files. card: {} for a folder of diffusers."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    config: JSON
+    card: JSON
+    sha256: str
+
+
+def read_ddpm(name: str | Path) -> StoredDDPM:
+    """Weights and card of a bundled name, a file, a folder, or `hf:owner/name`; builds no network, needs no diffusers.
 
     Raises:
-        ModelError: missing file, wrong hash, names or shapes, a schedule that is not the linear one of 1,000 steps
+        ModelError: missing file, no safetensors, wrong hash, a schedule that is not the linear one of 1,000 steps
             from 1e-4 to 0.02, or a hub out of reach.
-        InputError: diffusers is not installed.
     """
     text = str(name)
     path = Path(text)
@@ -190,12 +203,24 @@ def load_ddpm(name: str | Path, device: torch.device | str = "cpu") -> LoadedDDP
         tensors = load(data)
     except SafetensorError as error:
         raise ModelError(f"{weights} is not a safetensors file: {error}") from error
-    network = build_unet(config, str(weights))
-    _fill(network, tensors, weights)
+    return StoredDDPM(weights, tensors, config, card, sha256)
+
+
+def load_ddpm(name: str | Path, device: torch.device | str = "cpu") -> LoadedDDPM:
+    """Load a bundled name, a file, a folder, or `hf:owner/name`.
+
+    Raises:
+        ModelError: as `read_ddpm`, or wrong names or shapes.
+        InputError: diffusers is not installed.
+    """
+    stored = read_ddpm(name)
+    network = build_unet(stored.config, str(stored.path))
+    _fill(network, stored.tensors, stored.path)
     network.eval().requires_grad_(False).to(device)
+    card = stored.card
     if not card:
-        card = {"architecture": ARCHITECTURE, "config": config, "parameters": _count(tensors)}
-    return LoadedDDPM(text, network, card, sha256)
+        card = {"architecture": ARCHITECTURE, "config": stored.config, "parameters": _count(stored.tensors)}
+    return LoadedDDPM(str(name), network, card, stored.sha256)
 
 
 def save_ddpm(path: Path, network: nn.Module, card: JSON) -> JSON:

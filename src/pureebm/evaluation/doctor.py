@@ -27,11 +27,13 @@ from torch import nn
 from pureebm.data.durable import sync_folder, write_file
 from pureebm.data.open import open_source
 from pureebm.data.ranges import stack
+from pureebm.diffusion.weights import DEFAULT_DDPM, StoredDDPM, read_ddpm
 from pureebm.energy.engine import CHECK_LIMIT, make_score, median_error
 from pureebm.energy.networks import SNGANEnergy
-from pureebm.energy.weights import DEFAULT_MODEL, MODELS, load_model
+from pureebm.energy.weights import DEFAULT_MODEL, MODELS, LoadedModel, load_model
 from pureebm.evaluation.speed import processor
 from pureebm.purify.stages import SELF_CHECK_LIMIT, LangevinStage, has_fast_bfloat16
+from pureebm.purify.vq import DEFAULT_VQ, load_vq
 from pureebm.sampling.langevin import LangevinConfig, energy_and_gradient
 from pureebm.sampling.noise import philox4x32
 from pureebm.types import JSON
@@ -85,7 +87,9 @@ def examine(*, device: str = "cpu", compiled: bool = False) -> Diagnosis:
     place = torch.device(device)
     named: list[tuple[str, Callable[[], Told]]] = [(f"extra {name}", partial(_extra, name)) for name in extras()]
     named += [(f"format {name}", partial(_format, name)) for name in ("jpg", "zlib", "webp")]
-    named += [(f"model {name}", partial(_model, name)) for name in MODELS]
+    named += [(f"model {name}", partial(_model, load_model, name)) for name in MODELS]
+    named += [(f"model {DEFAULT_DDPM}", partial(_model, read_ddpm, DEFAULT_DDPM))]
+    named += [(f"model {DEFAULT_VQ}", partial(_model, load_vq, DEFAULT_VQ))]
     named += [("files", _files), ("noise", _noise), ("one image, one result", partial(_invariance, place))]
     images = _images(place)
     for name, energy in _networks(place):
@@ -174,8 +178,8 @@ def _files() -> Told:
     return ("ok" if whole else "failed"), f"written, flushed, renamed in {seconds * 1000:.1f} ms; locks hold"
 
 
-def _model(name: str) -> Told:
-    return "ok", f"sha256 {load_model(name).sha256}, as its card says"
+def _model(load: Callable[[str], LoadedModel | StoredDDPM], name: str) -> Told:
+    return "ok", f"sha256 {load(name).sha256}, as its card says"
 
 
 def _noise() -> Told:
