@@ -72,6 +72,15 @@ def test_an_error_is_two_and_its_sarif_is_written_first(pureebm, tmp_path):
     assert unwritable.code == 2 and "cannot write" in unwritable.json["error"]
 
 
+@pytest.mark.parametrize("command", [("scan", "--sarif"), ("score", "--out")])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    pureebm, image_folder, tiny_model, command, tmp_path
+):
+    (tmp_path / "file").write_text("x")
+    done = pureebm(command[0], image_folder, "--model", tiny_model, command[1], tmp_path / "file" / "x", "--json")
+    assert done.code == 2 and "cannot write" in done.json["error"] and "images/s" not in done.err
+
+
 def options_of_scan() -> set[str]:
     text = CliRunner().invoke(scan_command.app, ["--help"]).output
     assert get_command(scan_command.app).name == "scan"

@@ -45,6 +45,10 @@ def scan(
 
     Exit code 0: nothing of the level --fail-on or above. 1: something. 2: the set could not be scanned.
     """
+    if sarif is not None:
+        from pureebm.evaluation.sarif import check_sarif
+
+        check_sarif(sarif)
     try:
         found = _scan(source, model, limit, device, threads)
     except Exception as error:

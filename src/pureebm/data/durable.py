@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,13 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], *, aside: Path | 
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def check_place(path: Path) -> None:
+    """Before work of hours whose end is to be written there. Makes its folder; OSError where a file cannot appear."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 def copy_file(source: Path, path: Path, *, aside: Path | None = None) -> None:

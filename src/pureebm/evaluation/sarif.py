@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pureebm
-from pureebm.data.durable import write_file
+from pureebm.data.durable import check_place, write_file
 from pureebm.errors import InputError
 from pureebm.evaluation.scan import NOT_RULED_OUT, RULES, Finding, Level, Scan
 from pureebm.types import JSON
@@ -18,6 +18,14 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 SEVERITY: dict[Level, str] = {"low": "note", "medium": "warning", "high": "error"}
 MAX_LOCATIONS = 100
 """Of one finding; code hosts refuse files with very many."""
+
+
+def check_sarif(path: Path) -> None:
+    """Raises `InputError` where it cannot be written, before a long scan."""
+    try:
+        check_place(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_sarif(path: Path, log: JSON) -> None:

@@ -391,7 +391,7 @@ def _plot(draw: Any) -> Markup:
     style: Any = {"svg.hashsalt": "pureebm", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(5.2, 3.1))
-        figure.subplots_adjust(0.13, 0.16, 0.98, 0.96)
+        figure.subplots_adjust(0.13, 0.16, 0.95, 0.96)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)

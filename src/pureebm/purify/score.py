@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pureebm.data.base import Source
+from pureebm.data.durable import check_place
 from pureebm.errors import InputError, Interrupted
 from pureebm.purify.batches import check_batch_size, look, score_items
 from pureebm.purify.job import JobProgress, opened
@@ -105,11 +106,14 @@ def _check_out(out: Path, source: Source) -> None:
     here, there = source.path.resolve(), out.resolve()
     if there == here or here in there.parents:
         raise InputError(f"{out} lies in the source {source.path}, where nothing is ever touched; name another place")
+    try:
+        check_place(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 def _write(out: Path, table: pa.Table) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(out, lambda file: pq.write_table(table, file))
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error

@@ -192,7 +192,8 @@ def _find_source(record: JSON, target: Path, given: Path | None) -> Source:
     for place in places:
         if place.exists():
             return open_source(place)
-    raise InputError(f"the source {name!r} is not at {' or '.join(map(str, places))}; say where with --source")
+    looked = " or ".join(dict.fromkeys(map(str, places)))
+    raise InputError(f"the source {name!r} is not at {looked}; say where with --source")
 
 
 def _load(source: Source, index: int) -> Loaded | None:
