@@ -104,6 +104,7 @@ def test_the_cards_say_that_nothing_was_lost_and_how_to_make_them_again() -> Non
     cards = {path.stem: read_card(path) for path in folder.glob("*.json")}
     assert cards.keys() == {"faults", "fuzz", "determinism"}
     assert (cards["faults"]["lost"], cards["faults"]["wrong"]) == (0, 0)
+    assert cards["faults"]["faults"]["sigkill"]["kills"] >= 100
     assert set(cards["faults"]["faults"]) >= {"sigkill", "disk_full", "read_only", "two_processes", "out_of_memory"}
     assert cards["fuzz"]["crashes"] == 0 and set(cards["fuzz"]["parsers"]) == set(fuzz.PARSERS)
     assert cards["determinism"]["broken_promises"] == []
