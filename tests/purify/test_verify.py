@@ -177,6 +177,11 @@ def test_what_is_no_finished_target_is_refused(made: tuple[Path, Path], damage, 
         verify(made[1])
 
 
+def test_a_target_at_a_url_is_to_be_copied_first() -> None:
+    with pytest.raises(InputError, match="s3://bucket/set is elsewhere; copy it here"):
+        verify(Path("s3://bucket/set"))
+
+
 def test_a_stage_is_made_again_from_its_settings(tiny_model: Path) -> None:
     stage = Chain([JPEGStage(50), stage_of_model(tiny_model), BlurStage(0.7)])
     told = json.loads(json.dumps(stage.settings()))

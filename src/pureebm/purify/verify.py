@@ -28,6 +28,7 @@ from pureebm.data.base import Loaded, Picture, Result, Source
 from pureebm.data.folder import FolderSource, read_regular
 from pureebm.data.open import open_source
 from pureebm.data.pictures import decode, stored_pixels
+from pureebm.data.remote import as_url
 from pureebm.errors import InputError, ItemError, ModelError
 from pureebm.purify.batches import Outcome, Work, purify_items
 from pureebm.purify.manifest import MANIFEST_NAME, SCHEMA, printable
@@ -146,6 +147,8 @@ def read_finished(target: Path) -> tuple[JSON, pa.Table]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
+    if url := as_url(target):
+        raise InputError(f"{url} is elsewhere; copy it here to verify it, with what stands beside it")
     path = record_path(target, target.is_file())
     if not path.is_file():
         raise InputError(f"no finished target at {target}: {path} is not there; name what `pureebm purify` wrote")
