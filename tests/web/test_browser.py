@@ -199,13 +199,17 @@ def test_an_upload_and_the_benchmarks(page, server, tmp_path, config):
 
 def press_until(page, matches: str, limit: int = 80) -> None:
     """Tab to the element that matches, and see that the focus shows on every stop."""
+    look = """(wanted) => {
+        const at = document.activeElement;
+        return [at === document.body, getComputedStyle(at).outlineStyle, at.matches(wanted), at.outerHTML.slice(0, 99)];
+    }"""
     for _ in range(limit):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement === document.body"):
+        nowhere, outline, found, told = page.evaluate(look, matches)  # at once: a page may still be coming
+        if nowhere:
             continue  # past the last element
-        seen = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert seen != "none", page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
-        if page.evaluate("(wanted) => document.activeElement.matches(wanted)", matches):
+        assert outline != "none", told
+        if found:
             return
     raise AssertionError(f"no Tab leads to {matches}")
 
