@@ -33,13 +33,6 @@ TINY = DDPMSettings(
 PHASE = Phase("ddpm", 0, 100, 1e-3)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", images=images)
-    return tmp_path / "images.npz"
-
-
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scalars, "_tensorboard", lambda folder, step: None)

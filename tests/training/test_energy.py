@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,13 +28,6 @@ DSM = EnergySettings(**TINY, warm_steps=6, steps=8, sample_steps=2, validate_eve
 MLE = EnergySettings(
     **TINY, objective="mle", model="sngan", steps=12, chain_steps=3, bank_size=12, sample_steps=2, rejuvenation=0.3
 )
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", images=images)
-    return tmp_path / "images.npz"
 
 
 @pytest.fixture(autouse=True)

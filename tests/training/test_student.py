@@ -46,13 +46,6 @@ def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", images=images)
-    return tmp_path / "images.npz"
-
-
-@pytest.fixture
 def teacher(tmp_path: Path) -> str:
     """An energy that is 0 everywhere, in whitened coordinates: its chain only adds its noises."""
     path = tmp_path / "teacher.safetensors"

@@ -7,6 +7,7 @@ run of the fuzzers and in the tests.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import pickle
@@ -249,28 +250,8 @@ def run_record() -> Iterator[tuple[str, bytes]]:
     yield "bad-cut", record()[:100]
 
 
-MAKERS = {
-    make.__name__: make
-    for make in (
-        npz,
-        cifar_binary,
-        cifar_python,
-        unpickler,
-        parquet,
-        zip_archive,
-        tar_archive,
-        webdataset,
-        csv_list,
-        arrow,
-        torch_file,
-        upload,
-        picture,
-        safetensors,
-        model_card,
-        manifest,
-        run_record,
-    )
-}
+MAKERS = {name: make for name, make in globals().items() if inspect.isgeneratorfunction(make)}
+"""Of each parser in `tests.trust.fuzz`, by its name."""
 
 
 def main() -> None:

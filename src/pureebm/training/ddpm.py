@@ -126,8 +126,7 @@ class _Run(Run):
 
     def validate(self, phase: Phase) -> None:
         result = validate_ddpm(self.trainer.average, self.held, self.settings.levels, seed=self.settings.seed)
-        better = result["figure"] < self.best  # false for NaN
-        self.best = result["figure"] if better else self.best
+        better = self.improves(result["figure"])
         if self.log is None:
             return
         self.log.write(self.trainer.step, {"figure": result["figure"], "validation": result})

@@ -73,8 +73,7 @@ class _Run(Run):
     def validate(self, phase: Phase) -> None:
         """Purify the held-out set with the averaged weights; keep them if none were better."""
         result = validate(self.trainer.average, self.held, self.sampler, seed=self.settings.seed)
-        better = result["figure"] < self.best  # false for NaN
-        self.best = result["figure"] if better else self.best
+        better = self.improves(result["figure"])
         if self.log is None:
             return
         survival = {f"survival_{name}": kind["survival"] for name, kind in result["perturbations"].items()}

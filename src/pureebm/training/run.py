@@ -95,6 +95,12 @@ class Run(ABC):
     def validate(self, phase: Phase) -> None:
         """Measure the averaged weights on `held`, and keep them if none were better (`best`)."""
 
+    def improves(self, figure: float) -> bool:
+        """Whether a validation's figure is below all before (a NaN is not); it is the `best` from then on."""
+        better = figure < self.best
+        self.best = figure if better else self.best
+        return better
+
     @abstractmethod
     def finish(self) -> JSON:
         """The card of the best model."""

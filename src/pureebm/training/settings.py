@@ -6,6 +6,8 @@ help stays fast.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -74,21 +76,15 @@ class EnergySettings:
     ] = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "size", "width", "validation_images", "chain_steps", "bank_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warm_steps", "lr_warmup"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("minutes", "warm_minutes", "lr", "warm_lr", "energy_unit", "temperature", "chain_step_size"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):  # also catches NaN
-                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        _check(
+            self,
+            least_one=("batch", "size", "width", "validation_images", "chain_steps", "bank_size"),
+            positive=("minutes", "warm_minutes", "lr", "warm_lr", "energy_unit", "temperature", "chain_step_size"),
+            not_negative=("steps", "warm_steps", "lr_warmup"),
+            shares=("ema", "rejuvenation"),
+        )
         if not 0 < self.sigma_min <= self.sigma_max:
             raise InputError(f"sigma_min and sigma_max must be 0 < min <= max, got {self.sigma_min}, {self.sigma_max}")
-        for name in ("ema", "rejuvenation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
         if self.objective == "mle" and self.bank_size < self.batch:
             raise InputError(f"bank_size must be at least the batch ({self.batch}), got {self.bank_size}")
         if self.objective == "mle" and self.precision != "float32":
@@ -154,23 +150,19 @@ class StudentSettings:
     validation_images: Annotated[int, "held-out images that a validation purifies"] = 128
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "gauged", "batch", "size", "steps", "validation_images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check(
+            self,
+            least_one=("pairs", "gauged", "batch", "size", "steps", "validation_images"),
+            positive=("minutes", "lr"),
+            not_negative=("grad_clip", "lr_warmup"),
+            shares=("ema",),
+        )
         if not 0 < self.level_min <= 1 <= self.level_max < float("inf"):
             raise InputError(
                 f"level_min and level_max must be 0 < min <= 1 <= max, got {self.level_min} and {self.level_max}"
             )
         if self.size < 16:
             raise InputError(f"size must be at least 16, got {self.size}")
-        for name in ("minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):  # also catches NaN
-                raise InputError(f"{name} must be above 0 and finite, got {value}")
-        if not 0 <= self.grad_clip < float("inf") or self.lr_warmup < 0:
-            raise InputError(f"grad_clip and lr_warmup must be 0 or more, got {self.grad_clip} and {self.lr_warmup}")
-        if not 0 <= self.ema <= 1:
-            raise InputError(f"ema must be in 0 .. 1, got {self.ema}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,23 +202,17 @@ class DDPMSettings:
     validation_images: Annotated[int, "held-out images that a validation denoises"] = 128
 
     def __post_init__(self) -> None:
-        for name in ("layers", "patch", "batch", "size", "validation_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        for name in ("steps", "lr_warmup", "weight_decay", "grad_clip"):
-            if not 0 <= getattr(self, name) < float("inf"):  # also catches NaN
-                raise InputError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
-        for name in ("minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be above 0 and finite, got {value}")
+        _check(
+            self,
+            least_one=("layers", "patch", "batch", "size", "validation_images"),
+            positive=("minutes", "lr"),
+            not_negative=("steps", "lr_warmup", "weight_decay", "grad_clip"),
+            shares=("ema",),
+        )
         if not 1 <= self.levels <= 1000:
             raise InputError(f"levels must be 1 to 1000, got {self.levels}")
         if self.widths is not None and not all(width >= 4 and width % 4 == 0 for width in self.widths):
             raise InputError(f"widths must be multiples of 4, got {self.widths}")
-        if not 0 <= self.ema <= 1:
-            raise InputError(f"ema must be in 0 .. 1, got {self.ema}")
 
     def resolved(self) -> DDPMSettings:
         """The same settings with every None that has a default replaced by it."""
@@ -272,22 +258,38 @@ class VQSettings:
     validation_images: Annotated[int, "held-out images that a validation rebuilds"] = 512
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "n_codes", "code_dim", "halvings", "batch", "steps", "validation_images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("commitment", "grad_clip", "lr_warmup"):
-            if not 0 <= getattr(self, name) < float("inf"):  # also catches NaN
-                raise InputError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
-        for name in ("minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be above 0 and finite, got {value}")
-        for name in ("ema", "code_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
+        _check(
+            self,
+            least_one=("width", "layers", "n_codes", "code_dim", "halvings", "batch", "steps", "validation_images"),
+            positive=("minutes", "lr"),
+            not_negative=("commitment", "grad_clip", "lr_warmup"),
+            shares=("ema", "code_decay"),
+        )
         if self.size < 16 or self.size % 2**self.halvings:
             raise InputError(f"size must be a multiple of {2**self.halvings} and at least 16, got {self.size}")
 
 
 Settings = EnergySettings | StudentSettings | DDPMSettings | VQSettings
 """Of any training that is a `pureebm.training.run.Run`."""
+
+
+def _check(
+    settings: object,
+    *,
+    least_one: tuple[str, ...],
+    positive: tuple[str, ...],
+    not_negative: tuple[str, ...],
+    shares: tuple[str, ...],
+) -> None:
+    """Refuse fields out of range, NaN among them, by an `InputError`; None stands for a default."""
+
+    def refuse(names: tuple[str, ...], allowed: Callable[[float], bool], what: str) -> None:
+        for name in names:
+            value = getattr(settings, name)
+            if value is not None and not allowed(value):
+                raise InputError(f"{name} must be {what}, got {value}")
+
+    refuse(least_one, lambda value: value >= 1, "at least 1")
+    refuse(not_negative, lambda value: 0 <= value < math.inf, "0 or more and finite")
+    refuse(positive, lambda value: 0 < value < math.inf, "above 0 and finite")
+    refuse(shares, lambda value: 0 <= value <= 1, "in 0 .. 1")

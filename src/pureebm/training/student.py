@@ -281,8 +281,7 @@ class _Run(Run):
     def validate(self, phase: Phase) -> None:
         """Compare the averaged weights with the teacher; keep them if none came nearer."""
         result = self.reference.compare(self.trainer.average)
-        better = result["figure"] < self.best  # false for NaN
-        self.best = result["figure"] if better else self.best
+        better = self.improves(result["figure"])
         if self.log is None:
             return
         shares, theirs = result["perturbations"], result["teacher"]["perturbations"]
